@@ -1,1 +1,155 @@
-//! To come.
+//! The report: what an instance tells of itself, how far a deploy has come, and what went wrong.
+//!
+//! A report states what the agent saw, never what it hopes: `serving` names the revision that the
+//! live release holds, `health` is unknown until a probe has said otherwise. Fields that a reader
+//! does not know are ignored.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Group, Instance, Order, Revision};
+
+/// The version of the document that this code writes.
+pub const VERSION: u32 = 1;
+
+/// What an instance tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of this document; see [`VERSION`].
+    pub version: u32,
+    /// The instance that reports.
+    pub instance: Instance,
+    /// The group that it belongs to.
+    pub group: Group,
+    /// The highest target that it has accepted.
+    pub order: Option<Order>,
+    /// The revision of that target.
+    pub target: Option<Revision>,
+    /// Where it is in the deploy.
+    pub phase: Phase,
+    /// The revision of the live release.
+    pub serving: Option<Revision>,
+    /// How well it is shown that `serving` is what runs.
+    pub evidence: Option<Evidence>,
+    /// What the probes add up to.
+    pub health: Health,
+    /// Why the live release is not the target's, where it is not and ought to be.
+    pub degraded: Option<String>,
+    /// What went wrong last, until something goes right.
+    pub failure: Option<Failure>,
+}
+
+/// Where an instance is in a deploy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Finds out what is on disk and what it should run.
+    Starting,
+    /// Nothing to do.
+    Idle,
+    /// Fetches, checks out and installs; nothing live is touched.
+    Preparing,
+    /// Preparing failed and is tried again later.
+    Waiting,
+    /// Prepared; has asked for leave to swap.
+    Asking,
+    /// Replaces `current` and reloads or starts the cluster manager.
+    Activating,
+    /// Waits for proof that the workers were replaced.
+    Proving,
+    /// Probes through the health window.
+    Probing,
+    /// Makes the release live again that served before.
+    Restoring,
+}
+
+/// What an instance's probes add up to; silence is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// The recipe's passes in a row.
+    Healthy,
+    /// As many failures in a row, or nothing runs.
+    Unhealthy,
+    /// Not probed since the last change.
+    Unknown,
+}
+
+/// How well it is shown that the new revision runs; a later one is stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evidence {
+    /// All workers are new; nothing more.
+    Replaced,
+    /// Each worker was born after the signal and runs from the new release.
+    Started,
+    /// The app's own answer names the revision.
+    Served,
+}
+
+/// What went wrong, with the revision that it went wrong with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The revision that was tried.
+    pub revision: Revision,
+    /// What kind of failure it was.
+    pub cause: Cause,
+    /// One line for people: what was attempted, on what, and what was found.
+    pub detail: String,
+    /// How often it has been tried.
+    pub attempt: u32,
+}
+
+/// The kinds of failure, by the step that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The origin could not be reached, or gave no such commit.
+    Fetch,
+    /// The tree or the recipe of the revision is refused: it can never be deployed as it is.
+    Refused,
+    /// Writing the release failed: no space, a limit, a broken disk.
+    Disk,
+    /// The install command failed or took too long.
+    Install,
+    /// `current` could not be replaced, or the manager could not be told.
+    Activate,
+    /// The workers were not replaced by ones of the new release.
+    Prove,
+    /// The health check failed, or was not passed in time.
+    Unhealthy,
+    /// The app answered with another revision than the one that was made live.
+    WrongRevision,
+    /// The release that served before could not be made live again.
+    Restore,
+}
+
+impl Cause {
+    /// Did it fail before anything live was touched? Such a failure rejects nothing.
+    #[must_use]
+    pub fn is_before_swap(self) -> bool {
+        matches!(self, Cause::Fetch | Cause::Refused | Cause::Disk | Cause::Install)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_golden_report_keeps_parsing() {
+        let golden = include_str!("../golden/report-1.json");
+        let report: Report = serde_json::from_str(golden).unwrap();
+        assert_eq!(report.phase, Phase::Idle);
+        assert_eq!(report.health, Health::Healthy);
+        assert_eq!(report.evidence, Some(Evidence::Served));
+        let failure = report.failure.clone().unwrap();
+        assert_eq!((failure.cause, failure.attempt), (Cause::Unhealthy, 1));
+        let again: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+        assert_eq!(again, report, "writing and reading agree");
+    }
+
+    #[test]
+    fn evidence_grows_from_replaced_to_served() {
+        assert!(Evidence::Replaced < Evidence::Started && Evidence::Started < Evidence::Served);
+    }
+}

@@ -1,0 +1,684 @@
+//! Reads a recipe's text, keeping the line of everything, and collects all problems before it
+//! gives up: whoever writes a recipe wants the whole list, not one item a run.
+
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Check, CommandLine, Find, Health, HttpAddress, Install, Manager, Problem, Recipe, RecipeError,
+    RelativePath, Reload, ReloadSignal, RestartWhen, RevisionAt, SIZE_BYTES_MAX, SocketName,
+};
+
+const INSTALL_TIMEOUT_S: f64 = 600.0;
+const MANAGER_TIMEOUT_S: f64 = 90.0;
+const PROBE_TIMEOUT_S: f64 = 5.0;
+const PROBE_EVERY_S: f64 = 2.0;
+const HEALTHY_FOR_S: f64 = 30.0;
+const PASSES: i64 = 3;
+
+/// The longest duration that a recipe may ask for: whatever takes a day is no deploy.
+const DURATION_S_MAX: f64 = 86_400.0;
+/// The shortest: a probe every few milliseconds is a load test.
+const DURATION_S_MIN: f64 = 0.05;
+
+pub(super) fn recipe(text: &str) -> Result<Recipe, RecipeError> {
+    if text.len() as u64 > SIZE_BYTES_MAX {
+        let message = format!("the recipe is larger than {SIZE_BYTES_MAX} bytes");
+        return Err(RecipeError { problems: vec![Problem { line: 1, field: String::new(), message }] });
+    }
+    let mut reader = Reader { text, problems: Vec::new() };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let line = error.span().map_or(1, |span| reader.line(span.start));
+        let message = error.message().to_owned();
+        reader.problems.push(Problem { line, field: String::new(), message });
+    }
+    // Half a document would only add problems that are none.
+    let recipe = if reader.problems.is_empty() { reader.recipe(document.get_ref()) } else { None };
+    match recipe {
+        Some(recipe) if reader.problems.is_empty() => Ok(recipe),
+        _ => {
+            reader.problems.sort_by_key(|problem| problem.line);
+            Err(RecipeError { problems: reader.problems })
+        }
+    }
+}
+
+/// A table of the document, with its name and line for messages.
+#[derive(Clone, Copy)]
+struct Table<'a> {
+    name: &'a str,
+    line: usize,
+    entries: &'a DeTable<'a>,
+}
+
+impl<'a> Table<'a> {
+    fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.entries.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+    }
+
+    fn field(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+}
+
+struct Reader<'t> {
+    text: &'t str,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn line(&self, offset: usize) -> usize {
+        1 + self.text.as_bytes()[..offset.min(self.text.len())]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+    }
+
+    fn problem(&mut self, line: usize, field: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { line, field: field.into(), message: message.into() });
+    }
+
+    fn missing(&mut self, table: Table<'_>, key: &str, message: &str) {
+        let field = table.field(key);
+        self.problem(table.line, field, format!("is missing: {message}"));
+    }
+
+    fn recipe(&mut self, document: &DeTable<'_>) -> Option<Recipe> {
+        let top = Table { name: "", line: 1, entries: document };
+        self.only(top, &["root", "install", "manager", "health", "shared"]);
+        let root = match top.get("root") {
+            Some(value) => self.path(value, "root"),
+            None => RelativePath::new(".").ok(),
+        };
+        let install = self.table(top, "install").map(|table| self.install(table));
+        let shared = match self.table(top, "shared") {
+            Some(table) => self.shared(table),
+            None => Some(Vec::new()),
+        };
+        let manager = match self.table(top, "manager") {
+            Some(table) => self.manager(table, shared.as_deref().unwrap_or_default()),
+            None => {
+                if top.get("manager").is_none() {
+                    let message = "say how the cluster manager is found, reloaded and started";
+                    self.missing(top, "manager", message);
+                }
+                None
+            }
+        };
+        let health = match self.table(top, "health") {
+            Some(table) => self.health(table),
+            None => {
+                if top.get("health").is_none() {
+                    let message = "a revision without a health check can never be proven; add \
+                                   [health] with http, tcp or command";
+                    self.missing(top, "health", message);
+                }
+                None
+            }
+        };
+        let install = match install {
+            None => None,
+            Some(install) => Some(install?),
+        };
+        let (shared, manager) = (shared?, manager?);
+        if let Some(install) = &install {
+            self.disjoint(top, install, &shared);
+        }
+        Some(Recipe { root: root?, install, manager, health: health?, shared })
+    }
+
+    /// An output that is also shared would be written by the app and linked by the agent.
+    fn disjoint(&mut self, top: Table<'_>, install: &Install, shared: &[RelativePath]) {
+        let line = top.get("shared").map_or(1, |value| self.line(value.span().start));
+        for dir in shared {
+            if install.outputs.iter().any(|output| output.holds(dir) || dir.holds(output)) {
+                let message = format!("{dir} is also an output of [install]; name each path once");
+                self.problem(line, "shared.dirs", message);
+            }
+        }
+    }
+
+    fn install(&mut self, table: Table<'_>) -> Option<Install> {
+        self.only(table, &["command", "inputs", "outputs", "runtime", "timeout_s"]);
+        let command = self.command(table, "command");
+        if table.get("command").is_none() {
+            self.missing(table, "command", "a list such as [\"npm\", \"ci\"]");
+        }
+        let inputs = self.paths(table, "inputs", "the files that the command reads");
+        let outputs = self.paths(table, "outputs", "what the command makes");
+        if outputs.as_ref().is_some_and(|paths| paths.iter().any(RelativePath::is_root)) {
+            let line = self.line_of(table, "outputs");
+            self.problem(line, table.field("outputs"), "`.` would replace the release itself");
+        }
+        let runtime = self.command(table, "runtime");
+        let timeout = self.duration(table, "timeout_s", INSTALL_TIMEOUT_S);
+        let runtime = match (table.get("runtime"), runtime) {
+            (Some(_), None) => return None,
+            (_, runtime) => runtime,
+        };
+        Some(Install {
+            command: command?,
+            inputs: inputs?,
+            outputs: outputs?,
+            runtime,
+            timeout: timeout?,
+        })
+    }
+
+    fn manager(&mut self, table: Table<'_>, shared: &[RelativePath]) -> Option<Manager> {
+        self.only(table, &["pid_file", "status", "reload", "start", "restart_when", "timeout_s"]);
+        let find = match (table.get("pid_file"), table.get("status")) {
+            (Some(value), None) => self.pid_file(value, shared),
+            (None, Some(_)) => self.command(table, "status").map(Find::Status),
+            (None, None) => {
+                self.missing(table, "pid_file", "name the manager's pid file, or a `status` command");
+                None
+            }
+            (Some(_), Some(value)) => {
+                let line = self.line(value.span().start);
+                self.problem(line, "manager.status", "pid_file is given too; use one of them");
+                None
+            }
+        };
+        let reload = self.reload(table);
+        let start = self.command(table, "start");
+        if table.get("start").is_none() {
+            let message = "a list such as [\"./bin/start\"]; without it nothing can be started, \
+                           restarted or restored";
+            self.missing(table, "start", message);
+        }
+        let restart_when = self.restart_when(table);
+        let timeout = self.duration(table, "timeout_s", MANAGER_TIMEOUT_S);
+        Some(Manager {
+            find: find?,
+            reload: reload?,
+            start: start?,
+            restart_when: restart_when?,
+            timeout: timeout?,
+        })
+    }
+
+    fn pid_file(&mut self, value: &Spanned<DeValue<'_>>, shared: &[RelativePath]) -> Option<Find> {
+        let text = self.string(value, "manager.pid_file")?;
+        if text.starts_with('/') && !text.chars().any(char::is_control) {
+            return Some(Find::PidFile(text));
+        }
+        let path = self.path(value, "manager.pid_file")?;
+        if !shared.iter().any(|dir| dir.holds(&path)) {
+            let line = self.line(value.span().start);
+            let message = "must be absolute, or lie in one of shared.dirs: a release is replaced \
+                           by the next one, and its files with it";
+            self.problem(line, "manager.pid_file", message);
+            return None;
+        }
+        Some(Find::PidFile(path.as_str().to_owned()))
+    }
+
+    fn reload(&mut self, table: Table<'_>) -> Option<Reload> {
+        let Some(value) = table.get("reload") else {
+            self.missing(table, "reload", "a signal such as \"SIGHUP\", or a command as a list");
+            return None;
+        };
+        if value.get_ref().is_array() {
+            return self.command(table, "reload").map(Reload::Command);
+        }
+        let text = self.string(value, "manager.reload")?;
+        let signals = [ReloadSignal::Hup, ReloadSignal::Usr1, ReloadSignal::Usr2];
+        let signal = signals.into_iter().find(|signal| signal.name() == text);
+        if signal.is_none() {
+            let line = self.line(value.span().start);
+            let message = format!(
+                "{text:?} is not one of SIGHUP, SIGUSR1, SIGUSR2; a command is a list, such as \
+                 [\"./bin/reload\"]"
+            );
+            self.problem(line, "manager.reload", message);
+        }
+        signal.map(Reload::Signal)
+    }
+
+    fn restart_when(&mut self, table: Table<'_>) -> Option<Vec<RestartWhen>> {
+        let Some(value) = table.get("restart_when") else {
+            return Some(vec![RestartWhen::Install, RestartWhen::Runtime]);
+        };
+        let mut found = Vec::new();
+        for (line, text) in self.strings(value, "manager.restart_when")? {
+            match text.as_str() {
+                "install" => found.push(RestartWhen::Install),
+                "runtime" => found.push(RestartWhen::Runtime),
+                _ => {
+                    let message = format!("{text:?} is not one of \"install\", \"runtime\"");
+                    self.problem(line, "manager.restart_when", message);
+                    return None;
+                }
+            }
+        }
+        Some(found)
+    }
+
+    fn health(&mut self, table: Table<'_>) -> Option<Health> {
+        self.only(
+            table,
+            &[
+                "http",
+                "tcp",
+                "command",
+                "revision",
+                "passes",
+                "every_s",
+                "healthy_for_s",
+                "timeout_s",
+            ],
+        );
+        let given: Vec<&str> =
+            ["http", "tcp", "command"].into_iter().filter(|key| table.get(key).is_some()).collect();
+        let check = match given.as_slice() {
+            [] => {
+                self.missing(table, "http", "give one of http, tcp and command");
+                None
+            }
+            ["http"] => self.http(table).map(Check::Http),
+            ["tcp"] => self.tcp(table).map(Check::Tcp),
+            [_] => self.command(table, "command").map(Check::Command),
+            [first, second, ..] => {
+                let line = self.line_of(table, second);
+                let message = format!("{first} is given too; use one of them");
+                self.problem(line, table.field(second), message);
+                None
+            }
+        };
+        let revision = self.revision(table, matches!(check, Some(Check::Http(_)) | None));
+        let passes = self.integer(table, "passes", PASSES, 1, 100);
+        let every = self.duration(table, "every_s", PROBE_EVERY_S);
+        let healthy_for = self.duration(table, "healthy_for_s", HEALTHY_FOR_S);
+        let timeout = self.duration(table, "timeout_s", PROBE_TIMEOUT_S);
+        Some(Health {
+            check: check?,
+            revision: revision?,
+            passes: u32::try_from(passes?).ok()?,
+            every: every?,
+            healthy_for: healthy_for?,
+            timeout: timeout?,
+        })
+    }
+
+    /// The outer `None` means that something is wrong with it.
+    #[expect(clippy::option_option, reason = "absent and wrong are two things here")]
+    fn revision(&mut self, table: Table<'_>, is_http: bool) -> Option<Option<RevisionAt>> {
+        let Some(value) = table.get("revision") else { return Some(None) };
+        let line = self.line(value.span().start);
+        if !is_http {
+            self.problem(line, "health.revision", "only an http answer can name the revision");
+            return None;
+        }
+        let place = self.table(table, "revision")?;
+        let place = Table { name: "health.revision", ..place };
+        self.only(place, &["json", "header"]);
+        match (place.get("json"), place.get("header")) {
+            (Some(value), None) => {
+                let pointer = self.string(value, "health.revision.json")?;
+                if pointer.starts_with('/') {
+                    return Some(Some(RevisionAt::Json(pointer)));
+                }
+                let message = "must be a JSON pointer, such as \"/revision\"";
+                self.problem(line, "health.revision.json", message);
+                None
+            }
+            (None, Some(value)) => {
+                let name = self.string(value, "health.revision.header")?;
+                let is_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+                if !name.is_empty() && name.chars().all(is_token) {
+                    return Some(Some(RevisionAt::Header(name.to_ascii_lowercase())));
+                }
+                let message = "must be the name of a header, such as \"x-revision\"";
+                self.problem(line, "health.revision.header", message);
+                None
+            }
+            _ => {
+                let message = "give one of { json = \"/revision\" } and { header = \"x-revision\" }";
+                self.problem(line, "health.revision", message);
+                None
+            }
+        }
+    }
+
+    fn http(&mut self, table: Table<'_>) -> Option<HttpAddress> {
+        let value = table.get("http")?;
+        let text = self.string(value, "health.http")?;
+        let address = text.strip_prefix("http://").and_then(|rest| {
+            let (socket, path) = match rest.find('/') {
+                Some(slash) => (&rest[..slash], &rest[slash..]),
+                None => (rest, "/"),
+            };
+            let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+            let socket = socket_name(socket, Some(80))?;
+            is_plain.then(|| HttpAddress { socket, path: path.to_owned() })
+        });
+        if address.is_none() {
+            let line = self.line(value.span().start);
+            let message = format!(
+                "{text:?} is no plain http address; use one such as \
+                 \"http://127.0.0.1:3000/healthz\""
+            );
+            self.problem(line, "health.http", message);
+        }
+        address
+    }
+
+    fn tcp(&mut self, table: Table<'_>) -> Option<SocketName> {
+        let value = table.get("tcp")?;
+        let text = self.string(value, "health.tcp")?;
+        let socket = socket_name(&text, None);
+        if socket.is_none() {
+            let line = self.line(value.span().start);
+            let message = format!("{text:?} is no host and port, such as \"127.0.0.1:3000\"");
+            self.problem(line, "health.tcp", message);
+        }
+        socket
+    }
+
+    fn shared(&mut self, table: Table<'_>) -> Option<Vec<RelativePath>> {
+        self.only(table, &["dirs"]);
+        let dirs = self.paths(table, "dirs", "the directories that outlive releases")?;
+        let line = self.line_of(table, "dirs");
+        for (index, dir) in dirs.iter().enumerate() {
+            if dir.is_root() {
+                self.problem(line, "shared.dirs", "`.` would share the release itself");
+                return None;
+            }
+            if dirs.iter().skip(index + 1).any(|other| dir.holds(other) || other.holds(dir)) {
+                self.problem(line, "shared.dirs", format!("{dir} overlaps with another of them"));
+                return None;
+            }
+        }
+        Some(dirs)
+    }
+
+    // What follows reads one value, and says what it accepts.
+
+    /// Refuses every key that is not in `accepted`: a misspelt setting must not be ignored.
+    fn only(&mut self, table: Table<'_>, accepted: &[&str]) {
+        for (key, _) in table.entries {
+            if !accepted.contains(&key.get_ref().as_ref()) {
+                let line = self.line(key.span().start);
+                let field = table.field(key.get_ref());
+                self.problem(line, field, format!("unknown key; accepted: {}", accepted.join(", ")));
+            }
+        }
+    }
+
+    fn line_of(&self, table: Table<'_>, key: &str) -> usize {
+        table.get(key).map_or(table.line, |value| self.line(value.span().start))
+    }
+
+    fn table<'a>(&mut self, parent: Table<'a>, key: &'a str) -> Option<Table<'a>> {
+        let value = parent.get(key)?;
+        let line = self.line(value.span().start);
+        let Some(entries) = value.get_ref().as_table() else {
+            self.problem(line, parent.field(key), format!("must be a table, [{key}]"));
+            return None;
+        };
+        Some(Table { name: key, line, entries })
+    }
+
+    fn string(&mut self, value: &Spanned<DeValue<'_>>, field: &str) -> Option<String> {
+        let line = self.line(value.span().start);
+        match value.get_ref().as_str() {
+            Some(text) if text.contains('\0') => {
+                self.problem(line, field, "must not hold a NUL character");
+                None
+            }
+            Some(text) => Some(text.to_owned()),
+            None => {
+                let found = value.get_ref().type_str();
+                self.problem(line, field, format!("must be a string, not a value of type {found}"));
+                None
+            }
+        }
+    }
+
+    fn strings(
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
+        field: &str,
+    ) -> Option<Vec<(usize, String)>> {
+        let line = self.line(value.span().start);
+        let Some(array) = value.get_ref().as_array() else {
+            self.problem(line, field, "must be a list of strings");
+            return None;
+        };
+        let mut strings = Vec::new();
+        for item in array {
+            strings.push((self.line(item.span().start), self.string(item, field)?));
+        }
+        Some(strings)
+    }
+
+    fn command(&mut self, table: Table<'_>, key: &str) -> Option<CommandLine> {
+        let value = table.get(key)?;
+        let field = table.field(key);
+        let line = self.line(value.span().start);
+        if value.get_ref().is_str() {
+            let message = "must be a list of a program and its arguments; no shell is involved, \
+                           so \"a b\" is [\"a\", \"b\"]";
+            self.problem(line, field, message);
+            return None;
+        }
+        let mut words = self.strings(value, &field)?.into_iter().map(|(_, word)| word);
+        match words.next() {
+            Some(program) if !program.is_empty() => {
+                Some(CommandLine { program, args: words.collect() })
+            }
+            _ => {
+                self.problem(line, field, "must begin with a program");
+                None
+            }
+        }
+    }
+
+    fn path(&mut self, value: &Spanned<DeValue<'_>>, field: &str) -> Option<RelativePath> {
+        let text = self.string(value, field)?;
+        match RelativePath::new(&text) {
+            Ok(path) => Some(path),
+            Err(reason) => {
+                let line = self.line(value.span().start);
+                self.problem(line, field, format!("{text:?} {reason}"));
+                None
+            }
+        }
+    }
+
+    fn paths(&mut self, table: Table<'_>, key: &str, what: &str) -> Option<Vec<RelativePath>> {
+        let field = table.field(key);
+        let Some(value) = table.get(key) else {
+            self.missing(table, key, &format!("list {what}"));
+            return None;
+        };
+        let line = self.line(value.span().start);
+        let array = value.get_ref().as_array();
+        let Some(array) = array.filter(|array| !array.is_empty()) else {
+            self.problem(line, field, format!("must be a list of paths that is not empty: {what}"));
+            return None;
+        };
+        let mut paths = Vec::new();
+        for item in array {
+            paths.push(self.path(item, &field)?);
+        }
+        Some(paths)
+    }
+
+    fn integer(
+        &mut self,
+        table: Table<'_>,
+        key: &str,
+        default: i64,
+        min: i64,
+        max: i64,
+    ) -> Option<i64> {
+        let Some(value) = table.get(key) else { return Some(default) };
+        let line = self.line(value.span().start);
+        let number = value.get_ref().as_integer();
+        let number = number.and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
+        match number {
+            Some(number) if (min..=max).contains(&number) => Some(number),
+            _ => {
+                self.problem(line, table.field(key), format!("must be a whole number, {min} to {max}"));
+                None
+            }
+        }
+    }
+
+    fn duration(&mut self, table: Table<'_>, key: &str, default_s: f64) -> Option<Duration> {
+        let seconds = match table.get(key) {
+            None => Some(default_s),
+            Some(value) => match value.get_ref() {
+                DeValue::Integer(number) => i32::from_str_radix(number.as_str(), number.radix())
+                    .ok()
+                    .map(f64::from),
+                DeValue::Float(number) => number.as_str().parse().ok(),
+                _ => None,
+            },
+        };
+        let range = DURATION_S_MIN..=DURATION_S_MAX;
+        match seconds {
+            Some(seconds) if range.contains(&seconds) => Some(Duration::from_secs_f64(seconds)),
+            _ => {
+                let line = self.line_of(table, key);
+                let message =
+                    format!("must be a number of seconds, {DURATION_S_MIN} to {DURATION_S_MAX}");
+                self.problem(line, table.field(key), message);
+                None
+            }
+        }
+    }
+}
+
+/// Splits `host:port`; `port` is the default where none is given.
+fn socket_name(text: &str, port: Option<u16>) -> Option<SocketName> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            match rest.strip_prefix(':') {
+                Some(digits) => (host, digits.parse().ok()),
+                None if rest.is_empty() => (host, port),
+                None => return None,
+            }
+        }
+        None => match text.split_once(':') {
+            Some((host, digits)) => (host, digits.parse().ok()),
+            None => (text, port),
+        },
+    };
+    let port = port.filter(|port| *port != 0)?;
+    let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    let valid = host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == ':')
+        && host.chars().all(is_host);
+    valid.then(|| SocketName { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = include_str!("../../golden/recipe-full.toml");
+    const LEAST: &str = include_str!("../../golden/recipe-least.toml");
+
+    #[test]
+    fn a_full_recipe_is_read_as_written() {
+        let recipe = recipe(FULL).unwrap();
+        assert_eq!(recipe.root.as_str(), "services/web");
+        let install = recipe.install.unwrap();
+        assert_eq!(install.command.to_string(), "npm ci --omit=dev");
+        assert_eq!(install.inputs.len(), 3);
+        assert_eq!(install.timeout, Duration::from_secs(600));
+        assert_eq!(recipe.manager.find, Find::PidFile("run/app.pid".to_owned()));
+        assert_eq!(recipe.manager.reload, Reload::Signal(ReloadSignal::Hup));
+        assert_eq!(recipe.manager.restart_when, [RestartWhen::Install, RestartWhen::Runtime]);
+        assert_eq!(recipe.health.revision, Some(RevisionAt::Json("/revision".to_owned())));
+        assert_eq!(recipe.health.every, Duration::from_millis(500), "half a second is accepted");
+    }
+
+    #[test]
+    fn the_least_recipe_gets_the_documented_defaults() {
+        let recipe = recipe(LEAST).unwrap();
+        assert!(recipe.root.is_root());
+        assert_eq!(recipe.install, None);
+        assert_eq!(recipe.manager.timeout, Duration::from_secs(90));
+        assert_eq!(recipe.manager.restart_when, [RestartWhen::Install, RestartWhen::Runtime]);
+        assert_eq!(recipe.health.passes, 3);
+        assert_eq!(recipe.health.every, Duration::from_secs(2));
+        assert_eq!(recipe.health.healthy_for, Duration::from_secs(30));
+        assert_eq!(recipe.health.timeout, Duration::from_secs(5));
+        assert_eq!(recipe.warnings().len(), 1, "nothing shows the served revision");
+    }
+
+    /// Each row replaces one piece of the least recipe and names the line and the field to blame.
+    #[test]
+    fn what_is_wrong_is_told_with_its_line_and_field() {
+        let cases = [
+            ("pid_file = ", "pidfile = ", 2, "manager.pidfile"),
+            ("pid_file = \"/run/web.pid\"", "pid_file = \"web.pid\"", 2, "manager.pid_file"),
+            ("pid_file = \"/run/web.pid\"", "pid_file = \"../web.pid\"", 2, "manager.pid_file"),
+            ("pid_file = \"/run/web.pid\"", "pid_file = 7", 2, "manager.pid_file"),
+            ("pid_file = ", "status = []\n#", 2, "manager.status"),
+            ("\"SIGHUP\"", "\"SIGKILL\"", 3, "manager.reload"),
+            ("\"SIGHUP\"", "\"kill -HUP\"", 3, "manager.reload"),
+            ("\"SIGHUP\"", "[]", 3, "manager.reload"),
+            ("[\"./bin/start\"]", "\"./bin/start\"", 4, "manager.start"),
+            ("[\"./bin/start\"]", "[\"\"]", 4, "manager.start"),
+            ("[\"./bin/start\"]", "[\"a\\u0000b\"]", 4, "manager.start"),
+            ("start = ", "timeout_s = 0\nstart = ", 4, "manager.timeout_s"),
+            ("start = ", "restart_when = [\"always\"]\nstart = ", 4, "manager.restart_when"),
+            ("tcp = ", "http = \"ftp://a\"\n#", 6, "health.http"),
+            ("tcp = ", "http = \"http://127.0.0.1:0/\"\n#", 6, "health.http"),
+            ("tcp = ", "http = \"http://u:p@127.0.0.1/\"\n#", 6, "health.http"),
+            ("tcp = ", "command = [\"true\"]\ntcp = ", 6, "health.command"),
+            ("\"127.0.0.1:3000\"", "\"127.0.0.1\"", 6, "health.tcp"),
+            ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\npasses = 0", 7, "health.passes"),
+            ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\nevery_s = nan", 7, "health.every_s"),
+            (
+                "\"127.0.0.1:3000\"",
+                "\"127.0.0.1:3000\"\nrevision = { json = \"/r\" }",
+                7,
+                "health.revision",
+            ),
+            ("[health]", "[shared]\ndirs = [\"a\", \"a/b\"]\n[health]", 6, "shared.dirs"),
+            ("[health]", "[shared]\ndirs = [\"/a\"]\n[health]", 6, "shared.dirs"),
+            ("[health]", "[install]\ncommand = [\"x\"]\n[health]", 5, "install.inputs"),
+            ("[manager]", "surprise = 1\n[manager]", 1, "surprise"),
+        ];
+        for (from, to, line, field) in cases {
+            let text = LEAST.replacen(from, to, 1);
+            assert_ne!(text, LEAST, "{from} is in the least recipe");
+            let error = recipe(&text).unwrap_err();
+            let told = error.problems.iter().any(|p| p.line == line && p.field == field);
+            assert!(told, "{to:?} should blame {field} in line {line}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let error = recipe("[manager]\nreload = 1\n[health]\npasses = -1\n").unwrap_err();
+        let fields: Vec<&str> = error.problems.iter().map(|p| p.field.as_str()).collect();
+        let expected =
+            ["manager.pid_file", "manager.start", "manager.reload", "health.http", "health.passes"];
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_with_its_line() {
+        let error = recipe("root = \".\"\n[manager\n").unwrap_err();
+        assert_eq!(error.problems[0].line, 2, "{error}");
+    }
+
+    #[test]
+    fn a_recipe_of_any_bytes_ends_in_an_answer() {
+        for text in ["", "\u{feff}", "=", "[[manager]]", "[health]\nhttp=\"http://[::1\"", "a.b.c=1"] {
+            assert!(recipe(text).is_err(), "{text:?}");
+        }
+        assert!(recipe(&"#".repeat(100_000)).is_err(), "too large");
+    }
+}
