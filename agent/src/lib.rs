@@ -1,1 +1,13 @@
-//! x
+//! The agent: keeps one instance on the revision that its group should run.
+//!
+//! ```text
+//!   source ──► machine (PURE: state, event → effects) ──► shell ──► git, dependencies, release,
+//!                 ▲                                         │       manager, health
+//!                 └──────────── how it ended ───────────────┘
+//! ```
+//!
+//! `machine` and `journal` decide and never act; everything else acts and never decides what a
+//! deploy should do next.
+
+pub mod journal;
+pub mod machine;

@@ -28,12 +28,17 @@ pub struct Report {
     pub phase: Phase,
     /// The revision of the live release.
     pub serving: Option<Revision>,
+    /// The target's revision, where the live release has the same subtree and recipe and so stands
+    /// in for it.
+    pub alike: Option<Revision>,
     /// How well it is shown that `serving` is what runs.
     pub evidence: Option<Evidence>,
     /// What the probes add up to.
     pub health: Health,
     /// Why the live release is not the target's, where it is not and ought to be.
     pub degraded: Option<String>,
+    /// Why the newest word of the source is not followed, where it is not.
+    pub objection: Option<String>,
     /// What went wrong last, until something goes right.
     pub failure: Option<Failure>,
 }

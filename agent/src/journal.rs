@@ -1,0 +1,182 @@
+//! The journal: what an agent must still know after it was killed, as one small document.
+//!
+//! Only the machine changes it, and the shell writes it down durably (`release::state`) before it
+//! performs what follows. It holds no wishes: a swap stands in it from before `current` is touched
+//! until the outcome is known, so that the next run resumes or restores it.
+//!
+//! PURE: no clock, no I/O.
+
+use serde::{Deserialize, Serialize};
+use towline_protocol::ids::{Instance, Order, Revision};
+use towline_protocol::target::Target;
+
+/// The version that this code writes and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// How many proven and how many rejected revisions are remembered; older ones are forgotten.
+/// Releases are pruned at a lower number, so that this loses nothing that could be used.
+const REMEMBERED_MAX: usize = 32;
+
+/// What survives a restart of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// The version of this document; see [`VERSION`].
+    pub version: u32,
+    /// The instance that wrote it. An image may carry another instance's journal.
+    pub instance: Instance,
+    /// The highest target that was accepted: the high-water mark, and what a boot without its
+    /// source goes by.
+    pub target: Option<Target>,
+    /// The restart counter that is satisfied.
+    pub restart: u64,
+    /// Revisions that were served here through their whole health window, newest last.
+    pub proven: Vec<Revision>,
+    /// Revisions that failed here after their swap, newest last.
+    pub rejected: Vec<Rejected>,
+    /// The swap that has begun and whose outcome is not known.
+    pub swap: Option<Swap>,
+}
+
+/// A revision that failed after its swap; keyed by its place in the order, so that a later
+/// generation may try it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The target that it was applied for.
+    #[serde(flatten)]
+    pub order: Order,
+    /// The revision that failed.
+    pub revision: Revision,
+    /// Why, in one line.
+    pub detail: String,
+}
+
+/// A swap that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swap {
+    /// The target that it serves.
+    #[serde(flatten)]
+    pub order: Order,
+    /// The release that is made live.
+    pub to: Revision,
+    /// What served before; `None` where nothing did.
+    pub from: Option<Revision>,
+    /// Why `to` failed, once it has: from then on `from` is being made live again.
+    pub failed: Option<String>,
+    /// The restart counter that is satisfied when it succeeds.
+    pub restart: u64,
+    /// How often a new run of the agent has found it unfinished.
+    pub resumes: u32,
+}
+
+impl Journal {
+    /// Returns the journal of an instance that has done nothing yet.
+    #[must_use]
+    pub fn new(instance: Instance) -> Self {
+        Self {
+            version: VERSION,
+            instance,
+            target: None,
+            restart: 0,
+            proven: Vec::new(),
+            rejected: Vec::new(),
+            swap: None,
+        }
+    }
+
+    /// Takes over what another instance's journal, found in the image, is still good for.
+    ///
+    /// The high-water mark stays, so that an image cannot lead back; what was proven or rejected
+    /// elsewhere says nothing about this instance.
+    #[must_use]
+    pub fn adopt(self, instance: Instance) -> Self {
+        if self.instance == instance {
+            return self;
+        }
+        Self { target: self.target, restart: self.restart, ..Journal::new(instance) }
+    }
+
+    /// Is `revision` proven here?
+    #[must_use]
+    pub fn is_proven(&self, revision: &Revision) -> bool {
+        self.proven.contains(revision)
+    }
+
+    /// Returns why `revision` failed for the target at `order`, if it did.
+    #[must_use]
+    pub fn rejection(&self, order: Order, revision: &Revision) -> Option<&str> {
+        let same = |r: &&Rejected| r.order == order && r.revision == *revision;
+        self.rejected.iter().rev().find(same).map(|rejected| rejected.detail.as_str())
+    }
+
+    /// Notes that `revision` was served through its whole window.
+    pub fn prove(&mut self, revision: &Revision) {
+        self.proven.retain(|proven| proven != revision);
+        self.proven.push(revision.clone());
+        let surplus = self.proven.len().saturating_sub(REMEMBERED_MAX);
+        self.proven.drain(..surplus);
+    }
+
+    /// Notes that `revision` failed after its swap.
+    pub fn reject(&mut self, order: Order, revision: Revision, detail: String) {
+        self.proven.retain(|proven| *proven != revision);
+        self.rejected.push(Rejected { order, revision, detail });
+        let surplus = self.rejected.len().saturating_sub(REMEMBERED_MAX);
+        self.rejected.drain(..surplus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(digit: char) -> Revision {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    #[test]
+    fn another_instances_journal_keeps_only_the_order() {
+        let mut journal = Journal::new("i-image".parse().unwrap());
+        journal.prove(&revision('a'));
+        journal.target = Some(Target {
+            version: 1,
+            group: "web".parse().unwrap(),
+            order: Order { epoch: 1, generation: 7 },
+            revision: revision('a'),
+            fallback: None,
+            restart: 3,
+        });
+        journal.restart = 3;
+
+        let own = journal.clone().adopt("i-image".parse().unwrap());
+        assert_eq!(own, journal, "its own journal is kept whole");
+        let adopted = journal.clone().adopt("i-new".parse().unwrap());
+        assert_eq!(adopted.target, journal.target, "the high-water mark stays");
+        assert_eq!((adopted.proven.len(), adopted.restart), (0, 3));
+    }
+
+    #[test]
+    fn a_rejection_holds_for_its_generation_only() {
+        let mut journal = Journal::new("i-1".parse().unwrap());
+        let order = |generation| Order { epoch: 1, generation };
+        journal.prove(&revision('a'));
+        journal.reject(order(1), revision('a'), "503".to_owned());
+        assert_eq!(journal.rejection(order(1), &revision('a')), Some("503"));
+        assert_eq!(journal.rejection(order(2), &revision('a')), None);
+        assert!(!journal.is_proven(&revision('a')), "what failed is proven no more");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut journal = Journal::new("i-1".parse().unwrap());
+        for number in 0..100 {
+            let revision: Revision = format!("{number:040x}").parse().unwrap();
+            journal.prove(&revision);
+            journal.reject(Order { epoch: 1, generation: number }, revision, String::new());
+            journal.prove(&format!("{:040x}", number + 1000).parse().unwrap());
+        }
+        assert_eq!(
+            (journal.proven.len(), journal.rejected.len()),
+            (REMEMBERED_MAX, REMEMBERED_MAX)
+        );
+    }
+}

@@ -1,0 +1,705 @@
+//! The agent's decisions: state, event → effects. Nothing here acts.
+//!
+//! ```text
+//!              target            prepared         yes           journalled
+//!   Idle ──────────────► Preparing ──────► Asking ───► Journalling ─────► Live: activate, prove, probe
+//!    ▲ ▲                 │   ▲                                            │            │
+//!    │ │          failed ▼   │ due                                 failed ▼            │ healthy
+//!    │ │                Waiting                                     Restoring          │
+//!    │ └──────────────────────────────────────────────────────────────────┘            │
+//!    └─────────────────────────────────── proven ──────────────────────────────────────┘
+//!   Boot: the same steps for one rung of the ladder after the other, until something serves.
+//! ```
+//!
+//! Invariants
+//! - Pure: no clock, no I/O, no randomness. Time comes in with each event, as time since the start.
+//! - One task at a time: a task begins only when none runs, or after [`Effect::Cancel`].
+//! - What touches the live release stands in the journal first, and waits until that is durable.
+//! - What fails before the swap is tried again and rejects nothing; what fails after it is restored
+//!   and never activated again for the same target.
+//! - A target that is lower than one that was seen changes nothing.
+//! - An event that is out of place changes nothing: after a restart, or a cancel, the shell may
+//!   deliver an answer to a question that is no longer asked.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use towline_protocol::ids::{Group, Order, Revision};
+use towline_protocol::report::{self, Cause, Evidence, Failure, Health, Phase, Report};
+use towline_protocol::target::Target;
+
+use crate::journal::{Journal, Swap};
+
+mod ladder;
+mod live;
+
+use ladder::Ladder;
+
+/// How often a killed agent takes up one swap again before it restores: whatever kills the agent
+/// three times may be the revision itself.
+const RESUMES_MAX: u32 = 3;
+
+/// The time from one look at the live release's health to the next.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+
+/// What host config and the machine's surroundings decide.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// This instance's group.
+    pub group: Group,
+    /// By when a boot has settled what serves; `boot.deadline_s`, 240 s by default.
+    pub boot_deadline: Duration,
+    /// The wait after a first failure; it doubles up to `backoff_max`.
+    pub backoff: Duration,
+    /// The longest wait between two attempts.
+    pub backoff_max: Duration,
+    /// Spreads the attempts of a fleet: any number that differs between instances.
+    pub seed: u64,
+}
+
+/// What the shell found on the instance when it started.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The complete releases on disk, oldest first.
+    pub releases: Vec<Revision>,
+    /// The complete release that `current` points at.
+    pub current: Option<Revision>,
+    /// Does its cluster manager run?
+    pub is_running: bool,
+}
+
+/// Names one task, so that a late answer to an earlier one is told apart.
+pub type TaskId = u64;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The source names a target; it may be an old acquaintance.
+    Targeted(Target),
+    /// The source has no target, or none that can be followed; why, in one line.
+    Objected(String),
+    /// A task ended.
+    Done(TaskId, Outcome),
+    /// The time asked for with [`Effect::WakeAt`] has come.
+    Woke,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The release is complete on disk. `alike`: or need not be made, because the live release has
+    /// the same content.
+    Prepared {
+        /// Has the live release the same subtree and recipe?
+        alike: bool,
+    },
+    /// The source's answer to a question for leave to swap.
+    Permitted(bool),
+    /// The journal that allows a swap is durable.
+    Journalled,
+    /// `current` points at the release, and its manager was told or started.
+    Activated,
+    /// The workers were replaced.
+    Proved(Evidence),
+    /// The probes were passed, through the window that was asked for. `served`: and each named the
+    /// revision.
+    Healthy {
+        /// Did the app's own answers name the revision?
+        served: bool,
+    },
+    /// The task failed.
+    Failed(Cause, String),
+}
+
+/// What the shell is to do, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Write the journal durably; a failure is logged, and the next journal makes up for it.
+    Journal(Journal),
+    /// Begin this task; its end comes back as [`Event::Done`].
+    Begin(TaskId, Task),
+    /// End the task that runs, with all of its processes, and wait until it has ended.
+    Cancel,
+    /// Deliver [`Event::Woke`] at this time; a later request replaces an earlier one.
+    WakeAt(Duration),
+    /// Tell this.
+    Report(Box<Report>),
+    /// Throw away releases and dependency trees beyond the configured number, save these.
+    Prune(BTreeSet<Revision>),
+}
+
+/// Work that takes time.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Task {
+    /// Make this revision's release. With `unless_like`: only if its content differs from that one's.
+    Prepare {
+        /// The revision to make ready.
+        revision: Revision,
+        /// The live release, where it may stand in for one of the same content.
+        unless_like: Option<Revision>,
+    },
+    /// Ask the source for leave to swap.
+    Ask(Order),
+    /// Write this journal durably; then the swap has begun.
+    Journal(Box<Journal>),
+    /// Point `current` at `to`, and reload, restart or start its manager.
+    Activate {
+        /// The release to make live.
+        to: Revision,
+        /// What was live before.
+        from: Option<Revision>,
+        /// How far to go.
+        how: How,
+    },
+    /// Wait until the workers are those of this release.
+    Prove(Revision),
+    /// Probe this release.
+    Probe(Revision, Window),
+}
+
+/// How far to go to make a release live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// A reload, unless the recipe asks for more or nothing runs.
+    Reload,
+    /// Stop what runs, then start.
+    Restart,
+}
+
+/// How long to probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// Through the recipe's whole health window.
+    Full,
+    /// Until the recipe's passes, or as many failures, have come in a row.
+    Brief,
+}
+
+/// What a deploy aims at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Aim {
+    revision: Revision,
+    order: Order,
+    restart: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    /// At boot, nothing serves, and the source has not spoken yet.
+    Unsure,
+    Idle,
+    Preparing {
+        aim: Aim,
+        attempt: u32,
+    },
+    Waiting {
+        retry: Retry,
+        attempt: u32,
+        until: Duration,
+    },
+    Asking {
+        aim: Aim,
+    },
+    Journalling {
+        swap: Swap,
+        how: How,
+    },
+    Live {
+        swap: Swap,
+        how: How,
+        step: Step,
+    },
+    Restoring {
+        swap: Swap,
+        how: How,
+        step: Step,
+        attempt: u32,
+    },
+    Checking {
+        window: Window,
+    },
+}
+
+/// What is tried again after a wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Retry {
+    Prepare(Aim),
+    Restore(Swap),
+    Ladder,
+}
+
+/// How far a swap has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Activate,
+    Prove,
+    Probe,
+}
+
+/// The agent's decisions for one app.
+#[derive(Debug)]
+pub struct Machine {
+    policy: Policy,
+    journal: Journal,
+    state: State,
+    now: Duration,
+    /// The id of the newest task, and whether it still runs.
+    task: TaskId,
+    is_busy: bool,
+    /// The complete releases on disk, oldest first.
+    releases: Vec<Revision>,
+    /// How often in a row the ladder ended with nothing to serve.
+    falls: u32,
+    ladder: Option<Ladder>,
+    live: Live,
+    /// The target's revision, when the live release has the same content under another id.
+    alike: Option<Revision>,
+    degraded: Option<String>,
+    failure: Option<Failure>,
+    objection: Option<String>,
+    reported: Option<Report>,
+}
+
+/// What is known of the live release.
+#[derive(Debug, Clone, Default)]
+struct Live {
+    revision: Option<Revision>,
+    /// May something of it run?
+    is_running: bool,
+    evidence: Option<Evidence>,
+    health: Option<Health>,
+}
+
+impl Machine {
+    /// Takes up where the journal and the disk stand, and returns what to do first.
+    #[must_use]
+    pub fn new(policy: Policy, journal: Journal, found: Found) -> (Self, Vec<Effect>) {
+        let mut machine = Self {
+            policy,
+            journal,
+            state: State::Idle,
+            now: Duration::ZERO,
+            task: 0,
+            is_busy: false,
+            releases: found.releases,
+            falls: 0,
+            ladder: None,
+            live: Live { revision: found.current, is_running: found.is_running, ..Live::default() },
+            alike: None,
+            degraded: None,
+            failure: None,
+            objection: None,
+            reported: None,
+        };
+        let mut effects = Vec::new();
+        match machine.journal.swap.take() {
+            Some(swap) => machine.resume(swap, &mut effects),
+            None if machine.live.is_running => machine.rest(&mut effects),
+            None => {
+                machine.state = State::Unsure;
+                let ladder = Ladder::new(Duration::ZERO, machine.policy.boot_deadline);
+                effects.extend(ladder.rung_deadline().map(Effect::WakeAt));
+                machine.ladder = Some(ladder);
+            }
+        }
+        machine.tell(&mut effects);
+        (machine, effects)
+    }
+
+    /// Takes one event and returns what to do about it, in order. `now` is the time since the start.
+    pub fn step(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+        // The clock that the shell reads never steps back; one that did would only delay.
+        self.now = self.now.max(now);
+        let mut effects = Vec::new();
+        match event {
+            Event::Targeted(target) => self.targeted(target, &mut effects),
+            Event::Objected(reason) => self.objected(reason, &mut effects),
+            Event::Woke => self.woke(&mut effects),
+            Event::Done(task, outcome) => {
+                if self.is_busy && task == self.task {
+                    self.is_busy = false;
+                    self.done(outcome, &mut effects);
+                }
+            }
+        }
+        self.tell(&mut effects);
+        effects
+    }
+
+    /// Has everything been done that the newest target asks for, as far as it can be done now?
+    ///
+    /// `None` while something is under way; then the report says how it ended.
+    #[must_use]
+    pub fn settled(&self) -> Option<&Report> {
+        let at_rest = matches!(self.state, State::Idle | State::Waiting { .. });
+        let is_known = self.live.health.is_some() || !self.live.is_running;
+        let has_heard = self.journal.target.is_some() || self.objection.is_some();
+        (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
+    }
+
+    /// Is the newest target's revision live and healthy here?
+    #[must_use]
+    pub fn is_converged(&self) -> bool {
+        let target = self.journal.target.as_ref();
+        target.is_some_and(|target| self.serves(&target.revision))
+            && self.live.health == Some(Health::Healthy)
+            && self.objection.is_none()
+            && self.state == State::Idle
+    }
+
+    /// Returns the journal as it is in memory, for tests of what must hold.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Does the live release hold this revision's content?
+    fn serves(&self, revision: &Revision) -> bool {
+        let held = [self.live.revision.as_ref(), self.alike.as_ref()];
+        self.live.is_running && held.contains(&Some(revision))
+    }
+
+    fn targeted(&mut self, target: Target, effects: &mut Vec<Effect>) {
+        if let Some(seen) = &self.journal.target {
+            if target.order < seen.order {
+                self.objection = Some(format!(
+                    "the source names {} ({}), and {} was seen before: a lower one is refused",
+                    target.order,
+                    target.revision.short(),
+                    seen.order
+                ));
+                return self.without_word(effects);
+            }
+            if target.order == seen.order && target != *seen {
+                self.objection = Some(format!(
+                    "the source names another target as {} than it did before: write the next \
+                     generation instead",
+                    target.order
+                ));
+                return self.without_word(effects);
+            }
+        }
+        self.objection = None;
+        let is_news = self.journal.target.as_ref() != Some(&target);
+        if is_news {
+            let own = |t: &Target| (t.revision.clone(), t.restart);
+            let is_other = self.journal.target.as_ref().map(own) != Some(own(&target));
+            // What is counted before an instance first hears of its group was not meant for it.
+            if self.journal.target.is_none() {
+                self.journal.restart = target.restart;
+            }
+            self.journal.target = Some(target);
+            effects.push(Effect::Journal(self.journal.clone()));
+            if is_other {
+                self.alike = None;
+                self.failure = None;
+            }
+            return self.turn(is_other, effects);
+        }
+        if self.state == State::Unsure {
+            self.climb(effects);
+        }
+    }
+
+    /// A newer target arrived; `is_other`: it asks for another revision, or for a restart.
+    fn turn(&mut self, is_other: bool, effects: &mut Vec<Effect>) {
+        let order = self.order();
+        match &mut self.state {
+            // After the swap the probe, or the restore, is finished first.
+            State::Journalling { .. } | State::Live { .. } | State::Restoring { .. } => {}
+            State::Preparing { aim, .. } | State::Asking { aim } if !is_other => {
+                // The same work for a newer generation; a question is asked anew for that one.
+                aim.order = order;
+                if let State::Asking { aim } = self.state.clone() {
+                    self.stop(effects);
+                    self.ask(aim, effects);
+                }
+            }
+            _ => {
+                self.stop(effects);
+                if self.ladder.is_some() {
+                    self.climb(effects);
+                } else {
+                    self.consider(effects);
+                }
+            }
+        }
+    }
+
+    fn objected(&mut self, reason: String, effects: &mut Vec<Effect>) {
+        self.objection = Some(reason);
+        self.without_word(effects);
+    }
+
+    /// The source gave nothing to follow: a boot goes on with what was last accepted.
+    fn without_word(&mut self, effects: &mut Vec<Effect>) {
+        if self.state == State::Unsure {
+            self.climb(effects);
+        }
+    }
+
+    fn woke(&mut self, effects: &mut Vec<Effect>) {
+        if self.is_past_rung() {
+            return self.step_down_late(effects);
+        }
+        match self.state.clone() {
+            State::Waiting { until, .. } if self.now < until => effects.push(Effect::WakeAt(until)),
+            State::Waiting { retry, attempt, .. } => match retry {
+                Retry::Prepare(aim) => self.prepare(aim, attempt + 1, effects),
+                Retry::Restore(swap) => self.restore(swap, How::Restart, attempt + 1, effects),
+                Retry::Ladder => self.climb(effects),
+            },
+            State::Idle => self.check(effects),
+            _ => {}
+        }
+    }
+
+    fn done(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
+        match (self.state.clone(), outcome) {
+            (State::Preparing { aim, .. }, Outcome::Prepared { alike }) => {
+                self.prepared(aim, alike, effects);
+            }
+            (State::Preparing { aim, attempt }, Outcome::Failed(cause, detail)) => {
+                self.not_prepared(aim, attempt, cause, detail, effects);
+            }
+            (State::Asking { aim }, Outcome::Permitted(true)) => self.swap(aim, effects),
+            (State::Asking { aim }, _) => self.wait(Retry::Prepare(aim), 1, effects),
+            (State::Journalling { swap, how }, Outcome::Journalled) => {
+                self.journal.swap = Some(swap.clone());
+                self.activate(swap, how, effects);
+            }
+            (State::Journalling { swap, .. }, Outcome::Failed(cause, detail)) => {
+                let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
+                self.not_prepared(aim, 1, cause, detail, effects);
+            }
+            (State::Live { swap, how, step }, outcome) => {
+                self.live_done(swap, how, step, outcome, effects);
+            }
+            (State::Restoring { swap, how, step, attempt }, outcome) => {
+                self.restoring_done(swap, how, step, attempt, outcome, effects);
+            }
+            (State::Checking { window }, outcome) => self.checked(window, outcome, effects),
+            // The only catch-all: an outcome that no task of this state can have.
+            _ => {}
+        }
+    }
+
+    /// Looks at what the newest target asks for, with nothing under way.
+    fn consider(&mut self, effects: &mut Vec<Effect>) {
+        let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
+        let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
+        let rejection = self.journal.rejection(aim.order, &aim.revision);
+        if let Some(detail) = rejection {
+            self.degraded = Some(format!("{} was rejected: {detail}", aim.revision.short()));
+            return self.rest(effects);
+        }
+        if self.serves(&aim.revision) && aim.restart <= self.journal.restart {
+            self.degraded = None;
+            return self.rest(effects);
+        }
+        if self.is_refused(&aim.revision) {
+            return self.rest(effects);
+        }
+        self.prepare(aim, 1, effects);
+    }
+
+    /// Is it known that this revision can never be prepared as it is?
+    fn is_refused(&self, revision: &Revision) -> bool {
+        let refused = |f: &Failure| f.cause == Cause::Refused && f.revision == *revision;
+        self.failure.as_ref().is_some_and(refused)
+    }
+
+    fn prepare(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
+        // At boot nothing serves that could stand in for it, and a restart needs the release itself.
+        let may_stand_in = self.ladder.is_none() && aim.restart <= self.journal.restart;
+        let unless_like =
+            self.live.revision.clone().filter(|_| may_stand_in && self.live.is_running);
+        let revision = aim.revision.clone();
+        self.state = State::Preparing { aim, attempt };
+        self.begin(Task::Prepare { revision, unless_like }, effects);
+        effects.extend(self.ladder.as_ref().and_then(Ladder::rung_deadline).map(Effect::WakeAt));
+    }
+
+    fn prepared(&mut self, aim: Aim, alike: bool, effects: &mut Vec<Effect>) {
+        self.failure = None;
+        if alike {
+            self.alike = Some(aim.revision);
+            self.degraded = None;
+            return self.rest(effects);
+        }
+        self.releases.retain(|release| *release != aim.revision);
+        self.releases.push(aim.revision.clone());
+        if self.live.is_running { self.ask(aim, effects) } else { self.swap(aim, effects) }
+    }
+
+    fn not_prepared(
+        &mut self,
+        aim: Aim,
+        attempt: u32,
+        cause: Cause,
+        detail: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let revision = aim.revision.clone();
+        let said = format!("{} could not be prepared: {detail}", revision.short());
+        self.failure = Some(Failure { revision, cause, detail, attempt });
+        if self.ladder.is_some() {
+            return self.rung_failed(aim, attempt, cause, said, effects);
+        }
+        if !self.serves(&aim.revision) {
+            self.degraded = Some(said);
+        }
+        if let Some(swap) = self.journal.swap.clone() {
+            // Nothing good serves: what served before comes first.
+            return self.wait(Retry::Restore(swap), attempt, effects);
+        }
+        if cause == Cause::Refused {
+            // The same tree and the same recipe give the same answer: wait for a newer target.
+            return self.rest(effects);
+        }
+        self.wait(Retry::Prepare(aim), attempt, effects);
+    }
+
+    fn ask(&mut self, aim: Aim, effects: &mut Vec<Effect>) {
+        let order = aim.order;
+        self.state = State::Asking { aim };
+        self.begin(Task::Ask(order), effects);
+    }
+
+    fn wait(&mut self, retry: Retry, attempt: u32, effects: &mut Vec<Effect>) {
+        let until = self.now + self.backoff(attempt);
+        self.state = State::Waiting { retry, attempt, until };
+        effects.push(Effect::WakeAt(until));
+    }
+
+    /// Doubles with each attempt; the last quarter is spread by instance and attempt.
+    fn backoff(&self, attempt: u32) -> Duration {
+        let doubled = self.policy.backoff * 2u32.pow(attempt.saturating_sub(1).min(16));
+        let whole = doubled.min(self.policy.backoff_max);
+        let mut spread = self.policy.seed ^ u64::from(attempt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        spread = (spread ^ (spread >> 31)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let share = u32::try_from(spread >> 56).unwrap_or(0);
+        whole * (768 + share) / 1024
+    }
+
+    /// Nothing is left to do: look at the live release's health from time to time.
+    fn rest(&mut self, effects: &mut Vec<Effect>) {
+        self.state = State::Idle;
+        let never_looked = self.live.is_running && self.live.health.is_none();
+        if never_looked {
+            return self.check(effects);
+        }
+        effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
+    }
+
+    fn check(&mut self, effects: &mut Vec<Effect>) {
+        let Some(revision) = self.live.revision.clone() else {
+            return effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
+        };
+        let window = if self.journal.is_proven(&revision) { Window::Brief } else { Window::Full };
+        self.state = State::Checking { window };
+        self.begin(Task::Probe(revision, window), effects);
+    }
+
+    fn checked(&mut self, window: Window, outcome: Outcome, effects: &mut Vec<Effect>) {
+        self.state = State::Idle;
+        match outcome {
+            Outcome::Healthy { served } => {
+                self.live.is_running = true;
+                self.live.health = Some(Health::Healthy);
+                if served {
+                    self.live.evidence = Some(Evidence::Served);
+                }
+                if let (Window::Full, Some(revision)) = (window, self.live.revision.clone()) {
+                    self.journal.prove(&revision);
+                    effects.push(Effect::Journal(self.journal.clone()));
+                }
+            }
+            // Reported, and nothing more: after proof there is no local rollback.
+            _ => self.live.health = Some(Health::Unhealthy),
+        }
+        self.consider(effects);
+    }
+
+    fn begin(&mut self, task: Task, effects: &mut Vec<Effect>) {
+        self.task += 1;
+        self.is_busy = true;
+        effects.push(Effect::Begin(self.task, task));
+    }
+
+    /// Ends what is under way before the swap.
+    fn stop(&mut self, effects: &mut Vec<Effect>) {
+        if self.is_busy {
+            self.is_busy = false;
+            effects.push(Effect::Cancel);
+        }
+    }
+
+    fn restart_wanted(&self) -> u64 {
+        self.journal.target.as_ref().map_or(0, |target| target.restart)
+    }
+
+    fn order(&self) -> Order {
+        let none = Order { epoch: 0, generation: 0 };
+        self.journal.target.as_ref().map_or(none, |target| target.order)
+    }
+
+    /// What must stay on disk: the live release, what a restore would need, the target's two.
+    fn keep(&self) -> BTreeSet<Revision> {
+        let mut keep: BTreeSet<Revision> = self.live.revision.iter().cloned().collect();
+        let other = |revision: &&Revision| Some(*revision) != self.live.revision.as_ref();
+        keep.extend(self.journal.proven.iter().rev().find(other).cloned());
+        if let Some(target) = &self.journal.target {
+            keep.insert(target.revision.clone());
+            keep.extend(target.fallback.clone());
+        }
+        if let Some(swap) = &self.journal.swap {
+            keep.insert(swap.to.clone());
+            keep.extend(swap.from.clone());
+        }
+        keep
+    }
+
+    /// Reports what has changed, last of all effects.
+    fn tell(&mut self, effects: &mut Vec<Effect>) {
+        let report = self.report();
+        if self.reported.as_ref() != Some(&report) {
+            self.reported = Some(report.clone());
+            effects.push(Effect::Report(Box::new(report)));
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            version: report::VERSION,
+            instance: self.journal.instance.clone(),
+            group: self.policy.group.clone(),
+            order: self.journal.target.as_ref().map(|target| target.order),
+            target: self.journal.target.as_ref().map(|target| target.revision.clone()),
+            phase: self.phase(),
+            serving: self.live.revision.clone(),
+            alike: self.alike.clone(),
+            evidence: self.live.evidence,
+            health: self.live.health.unwrap_or(Health::Unknown),
+            degraded: self.degraded.clone(),
+            objection: self.objection.clone(),
+            failure: self.failure.clone(),
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.state {
+            State::Unsure => Phase::Starting,
+            State::Idle | State::Checking { .. } => Phase::Idle,
+            State::Preparing { .. } => Phase::Preparing,
+            State::Waiting { .. } => Phase::Waiting,
+            State::Asking { .. } => Phase::Asking,
+            State::Journalling { .. } | State::Live { step: Step::Activate, .. } => {
+                Phase::Activating
+            }
+            State::Live { step: Step::Prove, .. } => Phase::Proving,
+            State::Live { step: Step::Probe, .. } => Phase::Probing,
+            State::Restoring { .. } => Phase::Restoring,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! From the swap to its outcome: activate, prove, probe; or restore what served before.
+//!
+//! ```text
+//!   activate ──► prove ──► probe ──► proven
+//!      ▲          │ the reload did not do
+//!      └─ restart ┘
+//!   any failure ──► rejected ──► the same three steps for what served before, until they succeed
+//! ```
+//!
+//! PURE.
+
+use towline_protocol::report::{Cause, Evidence, Failure, Health};
+
+use super::{
+    Aim, Effect, How, Live, Machine, Outcome, RESUMES_MAX, Retry, State, Step, Task, Window,
+};
+use crate::journal::Swap;
+
+impl Machine {
+    /// Journals that the swap begins; nothing live is touched before that is durable.
+    pub(super) fn swap(&mut self, aim: Aim, effects: &mut Vec<Effect>) {
+        // A restore that did not succeed is still owed to what served before it.
+        let owed = self.journal.swap.as_ref().and_then(|swap| swap.from.clone());
+        let live = self.live.revision.clone().filter(|_| self.live.is_running);
+        let how = if aim.restart > self.journal.restart && live.is_some() {
+            How::Restart
+        } else {
+            How::Reload
+        };
+        let swap = Swap {
+            order: aim.order,
+            to: aim.revision,
+            from: owed.or(live),
+            failed: None,
+            restart: aim.restart,
+            resumes: 0,
+        };
+        let mut journal = self.journal.clone();
+        journal.swap = Some(swap.clone());
+        self.state = State::Journalling { swap, how };
+        self.begin(Task::Journal(Box::new(journal)), effects);
+    }
+
+    /// Takes up a swap that the last run of the agent left unfinished.
+    pub(super) fn resume(&mut self, mut swap: Swap, effects: &mut Vec<Effect>) {
+        swap.resumes += 1;
+        self.journal.swap = Some(swap.clone());
+        effects.push(Effect::Journal(self.journal.clone()));
+        if swap.failed.is_some() {
+            return self.restore(swap, How::Reload, 1, effects);
+        }
+        let obstacle = if swap.resumes > RESUMES_MAX {
+            Some(format!("the agent ended {RESUMES_MAX} times in the middle of it"))
+        } else if !self.releases.contains(&swap.to) {
+            Some("its release is no longer complete on disk".to_owned())
+        } else {
+            None
+        };
+        if let Some(detail) = obstacle {
+            return self.live_failed(swap, Cause::Activate, detail, effects);
+        }
+        let is_order = swap.restart > self.journal.restart && swap.from.is_some();
+        let how = if is_order { How::Restart } else { How::Reload };
+        self.activate(swap, how, effects);
+    }
+
+    pub(super) fn activate(&mut self, swap: Swap, how: How, effects: &mut Vec<Effect>) {
+        let (to, from) = (swap.to.clone(), swap.from.clone());
+        self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
+        self.alike = None;
+        self.state = State::Live { swap, how, step: Step::Activate };
+        self.begin(Task::Activate { to, from, how }, effects);
+    }
+
+    pub(super) fn live_done(
+        &mut self,
+        swap: Swap,
+        how: How,
+        step: Step,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        let to = swap.to.clone();
+        match (step, outcome) {
+            (Step::Activate, Outcome::Activated) => {
+                self.state = State::Live { swap, how, step: Step::Prove };
+                self.begin(Task::Prove(to), effects);
+            }
+            (Step::Prove, Outcome::Proved(evidence)) => {
+                self.live.evidence = Some(evidence);
+                let known = self.ladder.is_some() && self.journal.is_proven(&to);
+                let window = if known { Window::Brief } else { Window::Full };
+                self.state = State::Live { swap, how, step: Step::Probe };
+                self.begin(Task::Probe(to, window), effects);
+            }
+            (Step::Probe, Outcome::Healthy { served }) => {
+                if served {
+                    self.live.evidence = Some(Evidence::Served);
+                }
+                self.proven(&swap, effects);
+            }
+            // The manager did not follow the reload: a restart is what is left.
+            (Step::Prove, Outcome::Failed(Cause::Prove, _)) if how == How::Reload => {
+                self.activate(swap, How::Restart, effects);
+            }
+            (_, Outcome::Failed(cause, detail)) => {
+                self.live_failed(swap, cause, detail, effects);
+            }
+            // An outcome of another task: none of those runs here.
+            _ => {}
+        }
+    }
+
+    fn proven(&mut self, swap: &Swap, effects: &mut Vec<Effect>) {
+        self.live.health = Some(Health::Healthy);
+        self.failure = None;
+        self.journal.swap = None;
+        self.journal.restart = self.journal.restart.max(swap.restart);
+        self.journal.prove(&swap.to);
+        effects.push(Effect::Journal(self.journal.clone()));
+        effects.push(Effect::Prune(self.keep()));
+        self.serve_on(effects);
+    }
+
+    /// Something serves: what does the newest target still ask for?
+    fn serve_on(&mut self, effects: &mut Vec<Effect>) {
+        let is_boot = self.ladder.is_some();
+        self.step_off();
+        let target = self.journal.target.clone();
+        let Some(target) = target.filter(|target| is_boot && !self.serves(&target.revision)) else {
+            return self.consider(effects);
+        };
+        // On a lower rung. What just failed needs a moment before it is tried again.
+        let is_hopeless = self.journal.rejection(target.order, &target.revision).is_some()
+            || self.is_refused(&target.revision);
+        if is_hopeless {
+            return self.rest(effects);
+        }
+        let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
+        self.wait(Retry::Prepare(aim), 1, effects);
+    }
+
+    fn live_failed(
+        &mut self,
+        mut swap: Swap,
+        cause: Cause,
+        detail: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let revision = swap.to.clone();
+        let said = format!("{} failed once it was live: {detail}", revision.short());
+        self.failure = Some(Failure { revision, cause, detail: detail.clone(), attempt: 1 });
+        self.live.health = Some(Health::Unhealthy);
+        let is_restart = swap.from.as_ref() == Some(&swap.to);
+        if !is_restart && self.is_assigned(&swap) {
+            self.journal.reject(swap.order, swap.to.clone(), detail.clone());
+        }
+        // An order to restart is carried out once, however it ends.
+        self.journal.restart = self.journal.restart.max(swap.restart);
+        swap.failed = Some(detail);
+        if swap.from.is_some() {
+            self.journal.swap = Some(swap.clone());
+            effects.push(Effect::Journal(self.journal.clone()));
+            let how = if is_restart { How::Restart } else { How::Reload };
+            return self.restore(swap, how, 1, effects);
+        }
+        self.journal.swap = None;
+        effects.push(Effect::Journal(self.journal.clone()));
+        // Nothing served before: whatever the failed release left behind is in the next one's way,
+        // and the shell finds it running.
+        self.rung_fell(said, effects);
+    }
+
+    /// Was the swap to what a target asked for, and not to a lower rung of the ladder?
+    fn is_assigned(&self, swap: &Swap) -> bool {
+        match &self.journal.target {
+            Some(target) if target.order == swap.order => target.revision == swap.to,
+            _ => true,
+        }
+    }
+
+    /// Makes live again what served before; from disk, and without leave: nothing good serves.
+    pub(super) fn restore(
+        &mut self,
+        swap: Swap,
+        how: How,
+        attempt: u32,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(to) = swap.from.clone() else {
+            return self.rung_fell(String::new(), effects);
+        };
+        let from = Some(swap.to.clone());
+        self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
+        self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
+        self.begin(Task::Activate { to, from, how }, effects);
+    }
+
+    pub(super) fn restoring_done(
+        &mut self,
+        swap: Swap,
+        how: How,
+        step: Step,
+        attempt: u32,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(to) = swap.from.clone() else { return };
+        match (step, outcome) {
+            (Step::Activate, Outcome::Activated) => {
+                self.state = State::Restoring { swap, how, step: Step::Prove, attempt };
+                self.begin(Task::Prove(to), effects);
+            }
+            (Step::Prove, Outcome::Proved(evidence)) => {
+                self.live.evidence = Some(evidence);
+                self.state = State::Restoring { swap, how, step: Step::Probe, attempt };
+                self.begin(Task::Probe(to, Window::Brief), effects);
+            }
+            (Step::Probe, Outcome::Healthy { served }) => {
+                if served {
+                    self.live.evidence = Some(Evidence::Served);
+                }
+                self.live.health = Some(Health::Healthy);
+                self.journal.swap = None;
+                effects.push(Effect::Journal(self.journal.clone()));
+                effects.push(Effect::Prune(self.keep()));
+                self.consider(effects);
+            }
+            (_, Outcome::Failed(..)) if how == How::Reload => {
+                self.restore(swap, How::Restart, attempt, effects);
+            }
+            (_, Outcome::Failed(_, detail)) => {
+                self.live.health = Some(Health::Unhealthy);
+                self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
+                self.failure =
+                    Some(Failure { revision: to, cause: Cause::Restore, detail, attempt });
+                self.wait(Retry::Restore(swap), attempt, effects);
+            }
+            // An outcome of another task: none of those runs here.
+            _ => {}
+        }
+    }
+}
