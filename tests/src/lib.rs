@@ -1,1 +1,5 @@
-//! x
+//! What the tests that need more than one crate share, and the demo: the app that they deploy and the
+//! load that they put on it.
+
+pub mod app;
+pub mod load;
