@@ -9,5 +9,7 @@
 //! `machine` and `journal` decide and never act; everything else acts and never decides what a
 //! deploy should do next.
 
+pub mod config;
 pub mod journal;
 pub mod machine;
+pub mod release;

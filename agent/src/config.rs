@@ -1,0 +1,408 @@
+//! Host config: one TOML file per app, read once at the start.
+//!
+//! [`Config::load`] reads and checks everything, and nothing is looked up later: the environment is
+//! read here and in `main`, and nowhere else. An unknown key is refused, with its line and the
+//! names that are accepted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use towline_protocol::ids::{Group, IdError, Instance};
+use towline_protocol::recipe;
+
+/// What of the agent's own environment its children get, besides `git`-free essentials that the
+/// agent sets by itself (`HOME`, `USER`, `PWD`, `PATH` where it is unset). `pass_env` adds to it.
+pub const ENVIRONMENT: &[&str] = &["PATH", "LANG", "LC_ALL", "TZ"];
+
+/// Host config, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// The group that this instance belongs to.
+    pub group: Group,
+    /// This instance's name; the host's name by default.
+    pub instance: Instance,
+    /// Where everything of the app lives: `current`, `releases`, `dependencies`, `shared`, `log`.
+    pub dir: PathBuf,
+    /// The account that runs the recipe's commands and the app.
+    pub user: Option<String>,
+    /// What children get of the agent's environment.
+    pub environment: BTreeMap<String, String>,
+    /// The file that names the target.
+    pub target_file: PathBuf,
+    /// Where revisions come from.
+    pub git: Git,
+    /// By when a boot has settled what serves; 240 s by default.
+    pub boot_deadline: Duration,
+    /// The wait after a first failed attempt, 2 s by default, and the longest, 300 s.
+    pub backoff: (Duration, Duration),
+    /// What is kept on disk, and how large a tree may be.
+    pub keep: Keep,
+    /// What a tree may hold.
+    pub limits: TreeLimits,
+}
+
+/// Where revisions come from.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Git {
+    /// The repository's https address, without credentials.
+    pub url: String,
+    /// The branch that is fetched where the server gives no commit by its id.
+    pub branch: Option<String>,
+    /// A file that holds a token, or `user:password`. A bare name is a systemd credential.
+    pub credential: Option<PathBuf>,
+    /// Allow plain http; off by default.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Fetch the branch's history and refuse commits that are not on it; off by default.
+    #[serde(default)]
+    pub verify_branch: bool,
+    /// PEM certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The recipe's path in the repository; `towline.toml` by default.
+    #[serde(default = "default_recipe")]
+    pub recipe: String,
+    /// How long to wait for a connection; 10 s by default.
+    #[serde(default = "default_connect_s")]
+    pub connect_s: f64,
+    /// How long to wait without receiving a byte; 30 s by default.
+    #[serde(default = "default_stall_s")]
+    pub stall_s: f64,
+    /// How long one fetch may take; 600 s by default.
+    #[serde(default = "default_total_s")]
+    pub total_s: f64,
+}
+
+fn default_recipe() -> String {
+    recipe::FILE_NAME.to_owned()
+}
+
+fn default_connect_s() -> f64 {
+    10.0
+}
+
+fn default_stall_s() -> f64 {
+    30.0
+}
+
+fn default_total_s() -> f64 {
+    600.0
+}
+
+/// What is kept on disk.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keep {
+    /// How many releases; 5 by default. Those in need are kept beyond it.
+    pub releases: usize,
+    /// How many dependency trees; 4 by default. Those in need are kept beyond it.
+    pub dependencies: usize,
+    /// How much space stays free; 2,048 MiB by default. Checked before the first write.
+    pub free_mib: u64,
+    /// How large the git cache may grow before it is cloned anew; 2,048 MiB by default.
+    pub git_mib: u64,
+    /// How large the package managers' caches may grow before they are emptied; 1,024 MiB by default.
+    pub package_cache_mib: u64,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { releases: 5, dependencies: 4, free_mib: 2048, git_mib: 2048, package_cache_mib: 1024 }
+    }
+}
+
+/// What a tree may hold.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TreeLimits {
+    /// Files, folders and links; 200,000 by default.
+    pub entries: u64,
+    /// Folders within folders; 64 by default.
+    pub depth: usize,
+    /// A path's length; 1,024 bytes by default.
+    pub path_bytes: usize,
+    /// All files together; 2,048 MiB by default.
+    pub tree_mib: u64,
+}
+
+impl Default for TreeLimits {
+    fn default() -> Self {
+        Self { entries: 200_000, depth: 64, path_bytes: 1024, tree_mib: 2048 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    group: String,
+    instance: Option<String>,
+    dir: PathBuf,
+    user: Option<String>,
+    #[serde(default)]
+    pass_env: Vec<String>,
+    source: Source,
+    git: Git,
+    #[serde(default)]
+    boot: Boot,
+    #[serde(default)]
+    retry: Retry,
+    #[serde(default)]
+    keep: Keep,
+    #[serde(default)]
+    limits: TreeLimits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Boot {
+    deadline_s: f64,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self { deadline_s: 240.0 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Retry {
+    first_s: f64,
+    max_s: f64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { first_s: 2.0, max_s: 300.0 }
+    }
+}
+
+/// Why host config cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("could not read the config {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The file is not the TOML that is due; the source names line, column and what is accepted.
+    #[error("could not parse the config {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<toml::de::Error>,
+    },
+    /// A name that is none.
+    #[error("the config {} holds a name that is not valid", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IdError,
+    },
+    /// A value that is out of its range.
+    #[error("{field} in the config {}: {accepted}, not {found}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The field's full name.
+        field: &'static str,
+        /// What it accepts.
+        accepted: &'static str,
+        /// What it is.
+        found: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. `variables` are the agent's environment.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConfigError`]; nothing has been changed then.
+    pub fn load(path: &Path, variables: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = fs::read_to_string(path).map_err(read)?;
+        Self::parse(path, &text, variables)
+    }
+
+    fn parse(
+        path: &Path,
+        text: &str,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let at = || path.to_owned();
+        let file: File = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: at(), source: Box::new(source) })?;
+        let name = |source| ConfigError::Name { path: at(), source };
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let instance = file.instance.as_deref().unwrap_or(host.trim());
+        let check = Check { path };
+        check.absolute("dir", &file.dir)?;
+        check.absolute("source.file", &file.source.file)?;
+        if let Some(ca_file) = &file.git.ca_file {
+            check.absolute("git.ca_file", ca_file)?;
+        }
+        check.count("keep.releases", file.keep.releases, 2)?;
+        check.count("keep.dependencies", file.keep.dependencies, 1)?;
+        check.seconds("git.connect_s", file.git.connect_s)?;
+        check.seconds("git.stall_s", file.git.stall_s)?;
+        check.seconds("git.total_s", file.git.total_s)?;
+        let mut git = file.git;
+        if recipe::RelativePath::new(&git.recipe).is_ok_and(|path| path.is_root()) {
+            return check.value("git.recipe", "must name a file", git.recipe);
+        }
+        if let Err(accepted) = recipe::RelativePath::new(&git.recipe) {
+            return check.value("git.recipe", accepted, git.recipe);
+        }
+        git.credential = git.credential.map(|name| credential(&name, variables));
+        let passed = |(name, _): &(&String, &String)| {
+            ENVIRONMENT.contains(&name.as_str()) || file.pass_env.contains(name)
+        };
+        Ok(Self {
+            path: at(),
+            group: file.group.parse().map_err(name)?,
+            instance: instance.parse().map_err(name)?,
+            dir: file.dir,
+            user: file.user,
+            environment: variables
+                .iter()
+                .filter(passed)
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            target_file: file.source.file,
+            git,
+            boot_deadline: check.seconds("boot.deadline_s", file.boot.deadline_s)?,
+            backoff: (
+                check.seconds("retry.first_s", file.retry.first_s)?,
+                check.seconds("retry.max_s", file.retry.max_s)?,
+            ),
+            keep: file.keep,
+            limits: file.limits,
+        })
+    }
+}
+
+/// A bare name is a credential of the unit; systemd names their directory in the environment.
+fn credential(name: &Path, variables: &BTreeMap<String, String>) -> PathBuf {
+    match variables.get("CREDENTIALS_DIRECTORY") {
+        Some(dir) if name.components().count() == 1 => Path::new(dir).join(name),
+        _ => name.to_owned(),
+    }
+}
+
+struct Check<'a> {
+    path: &'a Path,
+}
+
+impl Check<'_> {
+    fn value<T>(
+        &self,
+        field: &'static str,
+        accepted: &'static str,
+        found: impl ToString,
+    ) -> Result<T, ConfigError> {
+        let path = self.path.to_owned();
+        Err(ConfigError::Value { path, field, accepted, found: found.to_string() })
+    }
+
+    fn absolute(&self, field: &'static str, path: &Path) -> Result<(), ConfigError> {
+        let is_plain = path.components().all(|part| {
+            matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_))
+        });
+        if path.is_absolute() && is_plain && path.components().count() > 1 {
+            return Ok(());
+        }
+        self.value(field, "must be an absolute path without `..`", path.display())
+    }
+
+    fn count(&self, field: &'static str, count: usize, least: usize) -> Result<(), ConfigError> {
+        if (least..=1000).contains(&count) {
+            return Ok(());
+        }
+        let accepted = if least == 2 {
+            "must be 2 to 1000 (what serves, and what a restore needs)"
+        } else {
+            "must be 1 to 1000"
+        };
+        self.value(field, accepted, count)
+    }
+
+    fn seconds(&self, field: &'static str, seconds: f64) -> Result<Duration, ConfigError> {
+        if (0.05..=86_400.0).contains(&seconds) {
+            return Ok(Duration::from_secs_f64(seconds));
+        }
+        self.value(field, "must be a number of seconds, 0.05 to 86400", seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "group = \"web\"\ninstance = \"i-1\"\ndir = \"/srv/web\"\n[source]\nfile = \
+                         \"/etc/towline/web.json\"\n[git]\nurl = \"https://git.example/web.git\"\n";
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let variables = [("PATH", "/bin"), ("HOME", "/root"), ("AWS_SECRET", "s"), ("PROXY", "p")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Config::parse(Path::new("/etc/towline/web.toml"), text, &variables)
+    }
+
+    #[test]
+    fn the_least_config_gets_the_documented_defaults() {
+        let config = parse(LEAST).unwrap();
+        assert_eq!(config.boot_deadline, Duration::from_secs(240));
+        assert_eq!((config.keep.releases, config.keep.dependencies), (5, 4));
+        assert_eq!(config.git.recipe, "towline.toml");
+        let passed: Vec<&str> = config.environment.keys().map(String::as_str).collect();
+        assert_eq!(passed, ["PATH"], "nothing of the environment but what is listed");
+        let config = parse(&format!("pass_env = [\"PROXY\"]\n{LEAST}")).unwrap();
+        assert!(config.environment.contains_key("PROXY"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            ("group = \"web\"", "group = \"a/b\"", "name"),
+            ("group = \"web\"", "gruop = \"web\"", "parse"),
+            ("dir = \"/srv/web\"", "dir = \"srv/web\"", "dir"),
+            ("dir = \"/srv/web\"", "dir = \"/srv/../web\"", "dir"),
+            ("dir = \"/srv/web\"", "dir = \"/\"", "dir"),
+            ("[git]", "[keep]\nreleases = 1\n[git]", "keep.releases"),
+            ("[git]", "[boot]\ndeadline_s = -1\n[git]", "boot.deadline_s"),
+            ("[git]", "[boot]\ndeadline = 1\n[git]", "parse"),
+            ("[git]", "[git]\nrecipe = \"../x\"", "git.recipe"),
+        ];
+        for (from, to, blamed) in cases {
+            let text = LEAST.replacen(from, to, 1);
+            assert_ne!(text, LEAST, "{from} is in the least config");
+            let error = parse(&text).unwrap_err();
+            assert!(error.to_string().contains(blamed), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_told_with_its_line_and_what_is_accepted() {
+        let error = parse(&LEAST.replacen("dir =", "dri =", 1)).unwrap_err();
+        let ConfigError::Parse { source, .. } = error else { panic!("{error}") };
+        let text = source.to_string();
+        assert!(text.contains("line 3") && text.contains("expected one of"), "{text}");
+    }
+}

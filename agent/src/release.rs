@@ -1,0 +1,612 @@
+//! What is on disk: releases, their markers, `current`, and the journal. The only durable state.
+//!
+//! ```text
+//!   <dir>/current ─► releases/<revision>       what serves; replaced by rename only
+//!         releases/<revision>/                 the tree, with `.towline-revision`
+//!         releases/<revision>.json             its marker, written last: complete or absent
+//!         dependencies/<key>/, <key>.json      likewise
+//!         shared/…                             what outlives releases
+//!         log/app.log                          what `start` printed
+//!         .towline/                            the lock, the journal, the git cache, staging; 0700
+//! ```
+//!
+//! Invariants
+//! - A marker exists only after every byte that it vouches for is durable, so that after a power cut
+//!   a release is whole or does not count.
+//! - What is removed loses its marker first.
+//! - Nothing here decides what should serve.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use towline_protocol::ids::Revision;
+
+mod durable;
+pub mod state;
+
+pub use durable::{Barrier, remove_tree};
+
+/// The file in each release that holds its full revision and a newline, for the app to read.
+pub const REVISION_FILE: &str = ".towline-revision";
+
+/// The version of a marker that this code writes and the newest that it reads.
+const MARKER_VERSION: u32 = 1;
+
+/// What is known of a complete release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// The version of this document.
+    pub version: u32,
+    /// The revision that the release was made of.
+    pub revision: Revision,
+    /// The id of the tree that it holds.
+    pub subtree: String,
+    /// The recipe's text.
+    pub recipe: String,
+    /// The key of its dependency tree; `None` where the recipe has no install.
+    pub dependencies: Option<String>,
+    /// What the recipe's runtime command printed.
+    pub runtime: Option<String>,
+}
+
+impl Marker {
+    /// Returns the marker of a release that is about to be complete.
+    #[must_use]
+    pub fn new(revision: Revision, subtree: String, recipe: String) -> Self {
+        let version = MARKER_VERSION;
+        Self { version, revision, subtree, recipe, dependencies: None, runtime: None }
+    }
+
+    /// Have both releases the same subtree and the same recipe?
+    #[must_use]
+    pub fn is_like(&self, other: &Marker) -> bool {
+        self.subtree == other.subtree && self.recipe == other.recipe
+    }
+}
+
+/// Why something on disk could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// An operation on a path failed.
+    #[error("could not {attempted} {}", path.display())]
+    Io {
+        /// A verb.
+        attempted: &'static str,
+        /// Its object.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Two directories that must share a file system do not.
+    #[error("{} and {} are on two file systems", one.display(), other.display())]
+    FileSystems {
+        /// One of them.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+    /// Too little space.
+    #[error(
+        "{} has {free_mib} MiB free; {needed_mib} MiB are needed and {kept_mib} MiB stay free \
+         (keep.free_mib)", path.display()
+    )]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// What is free.
+        free_mib: u64,
+        /// What the work needs.
+        needed_mib: u64,
+        /// What host config reserves.
+        kept_mib: u64,
+    },
+    /// Too few inodes.
+    #[error("{} has {free} inodes free; {needed} are needed", path.display())]
+    Inodes {
+        /// Where.
+        path: PathBuf,
+        /// What is free.
+        free: u64,
+        /// What the work needs.
+        needed: u64,
+    },
+    /// Another agent holds the lock.
+    #[error("another agent runs for {}", path.display())]
+    Locked {
+        /// The app's directory.
+        path: PathBuf,
+    },
+    /// Written by a newer agent.
+    #[error("{} was written by a newer agent (version {version})", path.display())]
+    Newer {
+        /// The document.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+impl DiskError {
+    /// Returns the next thing for an operator to try.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            DiskError::Io { path, source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Some(format!("run the agent as the owner of {}, or fix its mount", path.display()))
+                }
+                io::ErrorKind::NotFound => Some(format!("create {} first", path.display())),
+                io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => Some(format!(
+                    "{} is a directory, not a link: move it away once, then deploy again",
+                    path.display()
+                )),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Some("free some space, or lower keep.releases".to_owned())
+                }
+                _ => None,
+            },
+            DiskError::FileSystems { .. } => Some(
+                "put both on one file system: releases link their dependencies' files".to_owned(),
+            ),
+            DiskError::Space { .. } | DiskError::Inodes { .. } => {
+                Some("free some space, or lower keep.releases or keep.free_mib".to_owned())
+            }
+            DiskError::Locked { .. } => {
+                Some("end the other agent first, or ask it with `towline-agent status`".to_owned())
+            }
+            DiskError::Newer { .. } => Some("install that agent again, or a newer one".to_owned()),
+        }
+    }
+}
+
+/// Turns an I/O error into one that says what was attempted, on what.
+pub(crate) fn failed(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
+    let path = path.to_owned();
+    move |source| DiskError::Io { attempted, path, source }
+}
+
+/// The app's directory, and what is where in it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Names the app's directory; nothing is read or made.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Makes the directories that are missing, and checks that they can be written and linked.
+    ///
+    /// # Errors
+    ///
+    /// The app's directory itself must exist: a path that is mistyped must not become one.
+    pub fn prepare(&self) -> Result<(), DiskError> {
+        let own = fs::metadata(&self.dir).map_err(failed("use the directory", &self.dir))?;
+        if !own.is_dir() {
+            let source = io::Error::from(io::ErrorKind::NotADirectory);
+            return Err(failed("use the directory", &self.dir)(source));
+        }
+        for dir in [self.releases(), self.dependencies(), self.shared(), self.log()] {
+            make_dir(&dir, 0o755)?;
+        }
+        for dir in [self.state(), self.staging()] {
+            make_dir(&dir, 0o700)?;
+        }
+        for dir in [self.state(), self.releases(), self.dependencies()] {
+            let probe = dir.join(".writable");
+            File::create(&probe).map_err(failed("write to", &dir))?;
+            fs::remove_file(&probe).map_err(failed("write to", &dir))?;
+        }
+        let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).map_err(failed("use", path));
+        let releases = self.releases();
+        for other in [self.dependencies(), self.staging()] {
+            if device(&releases)? != device(&other)? {
+                return Err(DiskError::FileSystems { one: releases, other });
+            }
+        }
+        Ok(())
+    }
+
+    /// `<dir>`
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `<dir>/current`
+    #[must_use]
+    pub fn current(&self) -> PathBuf {
+        self.dir.join("current")
+    }
+
+    /// `<dir>/releases`
+    #[must_use]
+    pub fn releases(&self) -> PathBuf {
+        self.dir.join("releases")
+    }
+
+    /// `<dir>/releases/<revision>`
+    #[must_use]
+    pub fn release(&self, revision: &Revision) -> PathBuf {
+        self.releases().join(revision.as_str())
+    }
+
+    /// `<dir>/dependencies`
+    #[must_use]
+    pub fn dependencies(&self) -> PathBuf {
+        self.dir.join("dependencies")
+    }
+
+    /// `<dir>/shared`
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.dir.join("shared")
+    }
+
+    /// `<dir>/log`
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// `<dir>/.towline`
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.join(".towline")
+    }
+
+    /// `<dir>/.towline/staging`: emptied at every start.
+    #[must_use]
+    pub fn staging(&self) -> PathBuf {
+        self.state().join("staging")
+    }
+
+    /// Returns the marker of a release that is complete.
+    #[must_use]
+    pub fn marker(&self, revision: &Revision) -> Option<Marker> {
+        let text = fs::read(marker_path(&self.release(revision))).ok()?;
+        let marker: Marker = serde_json::from_slice(&text).ok()?;
+        let is_whole = marker.version <= MARKER_VERSION
+            && marker.revision == *revision
+            && self.release(revision).is_dir();
+        is_whole.then_some(marker)
+    }
+
+    /// Returns all complete releases, oldest first.
+    #[must_use]
+    pub fn complete(&self) -> Vec<Revision> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.releases()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(revision) = name.to_str().and_then(|name| name.parse::<Revision>().ok()) else {
+                continue;
+            };
+            let made = fs::metadata(marker_path(&entry.path())).and_then(|meta| meta.modified());
+            if let (Ok(made), Some(_)) = (made, self.marker(&revision)) {
+                found.push((made, revision));
+            }
+        }
+        found.sort();
+        found.into_iter().map(|(_, revision)| revision).collect()
+    }
+
+    /// Returns the complete release that `current` points at.
+    #[must_use]
+    pub fn live(&self) -> Option<Revision> {
+        let link = fs::read_link(self.current()).ok()?;
+        let name = link.strip_prefix("releases").ok()?.to_str()?;
+        let revision: Revision = name.parse().ok()?;
+        self.marker(&revision).map(|_| revision)
+    }
+
+    /// Empties the staging area: what stands there was never complete.
+    ///
+    /// # Errors
+    ///
+    /// Whatever cannot be removed.
+    pub fn clear_staging(&self) -> Result<(), DiskError> {
+        let staging = self.staging();
+        for entry in fs::read_dir(&staging).map_err(failed("read", &staging))?.flatten() {
+            remove_tree(&entry.path()).map_err(failed("remove", &entry.path()))?;
+        }
+        // Without its marker a release, or a tree, is a leftover of a crash.
+        for dir in [self.releases(), self.dependencies()] {
+            for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
+                let path = entry.path();
+                let is_leftover = path.is_dir() && !marker_path(&path).exists();
+                let is_live = fs::read_link(self.current()).is_ok_and(|link| {
+                    path == self.dir.join(link)
+                });
+                if is_leftover && !is_live {
+                    remove_tree(&path).map_err(failed("remove", &path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that `bytes` and `entries` can be written and host config's reserve stays free.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Space`] and [`DiskError::Inodes`].
+    pub fn check_space(&self, bytes: u64, entries: u64, kept_mib: u64) -> Result<(), DiskError> {
+        const MIB: u64 = 1 << 20;
+        let path = self.dir.clone();
+        let stat = rustix::fs::statvfs(&self.dir)
+            .map_err(|error| failed("measure", &self.dir)(error.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // A file takes whole blocks.
+        let needed = bytes.saturating_add(entries.saturating_mul(stat.f_frsize));
+        if free < needed.saturating_add(kept_mib.saturating_mul(MIB)) {
+            let (free_mib, needed_mib) = (free / MIB, needed.div_ceil(MIB));
+            return Err(DiskError::Space { path, free_mib, needed_mib, kept_mib });
+        }
+        // File systems that make inodes as they are needed report none at all.
+        if stat.f_files > 0 && stat.f_favail < entries {
+            return Err(DiskError::Inodes { path, free: stat.f_favail, needed: entries });
+        }
+        Ok(())
+    }
+
+    /// Makes a staged tree a complete release; it counts from the moment this returns.
+    ///
+    /// `barrier` was opened before the first write into `staged`.
+    ///
+    /// # Errors
+    ///
+    /// Then nothing is complete, and what was staged is to be thrown away.
+    pub fn complete_release(
+        &self,
+        staged: &Path,
+        marker: &Marker,
+        barrier: Barrier,
+    ) -> Result<(), DiskError> {
+        let name = staged.join(REVISION_FILE);
+        let mut file = File::create_new(&name).map_err(failed("write", &name))?;
+        file.write_all(format!("{}\n", marker.revision).as_bytes())
+            .and_then(|()| file.set_permissions(fs::Permissions::from_mode(0o644)))
+            .map_err(failed("write", &name))?;
+        drop(file);
+        barrier.sync(staged).map_err(failed("make durable", staged))?;
+        let release = self.release(&marker.revision);
+        discard(&release)?;
+        complete(staged, &release, marker)
+    }
+
+    /// Points `current` at a complete release.
+    ///
+    /// # Errors
+    ///
+    /// Then `current` is as it was.
+    pub fn swap(&self, revision: &Revision) -> Result<(), DiskError> {
+        let current = self.current();
+        let release = self.release(revision);
+        if self.marker(revision).is_none() {
+            let source = io::Error::new(io::ErrorKind::NotFound, "it has no marker");
+            return Err(failed("make live the incomplete release", &release)(source));
+        }
+        if fs::symlink_metadata(&current).is_ok_and(|meta| !meta.is_symlink()) {
+            let source = io::Error::from(io::ErrorKind::IsADirectory);
+            return Err(failed("replace", &current)(source));
+        }
+        let link = self.state().join("current");
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &link)(error));
+            }
+            _ => {}
+        }
+        let target = Path::new("releases").join(revision.as_str());
+        symlink(target, &link).map_err(failed("create", &link))?;
+        fs::rename(&link, &current).map_err(failed("replace", &current))?;
+        durable::sync_dir(&self.dir).map_err(failed("make durable", &self.dir))
+    }
+
+    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those that
+    /// a process lives in; then dependency trees beyond `trees` that no release left uses.
+    ///
+    /// # Errors
+    ///
+    /// Whatever cannot be removed; the rest is left for the next time.
+    pub fn prune(
+        &self,
+        keep: &BTreeSet<Revision>,
+        in_use: &BTreeSet<PathBuf>,
+        count: usize,
+        trees: usize,
+    ) -> Result<usize, DiskError> {
+        let complete = self.complete();
+        let mut surplus = complete.len().saturating_sub(count);
+        let mut removed = 0;
+        for revision in &complete {
+            let release = self.release(revision);
+            let is_needed = keep.contains(revision)
+                || in_use.contains(&release)
+                || self.live().as_ref() == Some(revision);
+            if surplus == 0 || is_needed {
+                continue;
+            }
+            discard(&release)?;
+            surplus -= 1;
+            removed += 1;
+        }
+        let left = self.complete();
+        let used: BTreeSet<String> =
+            left.iter().filter_map(|revision| self.marker(revision)?.dependencies).collect();
+        let mut unused = Vec::new();
+        let dir = self.dependencies();
+        for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
+            let path = entry.path();
+            let is_used = entry.file_name().to_str().is_some_and(|key| used.contains(key));
+            if path.is_dir() && !is_used {
+                let made = fs::metadata(marker_path(&path)).and_then(|meta| meta.modified()).ok();
+                unused.push((made, path));
+            }
+        }
+        unused.sort();
+        let surplus = (used.len() + unused.len()).saturating_sub(trees);
+        for (_, path) in unused.into_iter().take(surplus) {
+            discard(&path)?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+}
+
+/// Returns the marker's path of a release or a dependency tree.
+pub(crate) fn marker_path(tree: &Path) -> PathBuf {
+    tree.with_extension("json")
+}
+
+/// Moves a tree whose bytes are durable to its place, and writes its marker.
+pub(crate) fn complete(
+    staged: &Path,
+    place: &Path,
+    marker: &impl Serialize,
+) -> Result<(), DiskError> {
+    fs::rename(staged, place).map_err(failed("move a tree to", place))?;
+    let parent = place.parent().unwrap_or(place);
+    durable::sync_dir(parent).map_err(failed("make durable", parent))?;
+    let path = marker_path(place);
+    durable::write(&path, marker, 0o644).map_err(failed("write", &path))
+}
+
+/// Removes a release or a dependency tree: first its marker, so that it never counts as complete.
+pub(crate) fn discard(place: &Path) -> Result<(), DiskError> {
+    let marker = marker_path(place);
+    match fs::remove_file(&marker) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove", &marker)(error));
+        }
+        _ => {}
+    }
+    remove_tree(place).map_err(failed("remove", place))
+}
+
+/// Returns the hexadecimal SHA-256 of what `feed` puts in.
+pub(crate) fn digest(feed: impl FnOnce(&mut Sha256)) -> String {
+    let mut hash = Sha256::new();
+    feed(&mut hash);
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn make_dir(dir: &Path, mode: u32) -> Result<(), DiskError> {
+    match fs::create_dir(dir) {
+        Ok(()) => fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+            .map_err(failed("set the mode of", dir)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(error) => Err(failed("create", dir)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(digit: char) -> Revision {
+        digit.to_string().repeat(40).parse().unwrap()
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.prepare().unwrap();
+        (dir, store)
+    }
+
+    fn make(store: &Store, digit: char, dependencies: Option<&str>) -> Revision {
+        let revision = revision(digit);
+        let staged = store.staging().join("x");
+        let barrier = Barrier::open(store.dir()).unwrap();
+        fs::create_dir(&staged).unwrap();
+        let mut marker = Marker::new(revision.clone(), "tree".to_owned(), "recipe".to_owned());
+        marker.dependencies = dependencies.map(str::to_owned);
+        store.complete_release(&staged, &marker, barrier).unwrap();
+        // A marker's time has the resolution of the kernel's tick; order must not hang on that.
+        let made = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(digit as u32));
+        let file = File::open(marker_path(&store.release(&revision))).unwrap();
+        file.set_modified(made).unwrap();
+        revision
+    }
+
+    #[test]
+    fn a_release_counts_only_with_its_marker() {
+        let (_dir, store) = store();
+        let revision = make(&store, 'a', None);
+        store.swap(&revision).unwrap();
+        assert_eq!(store.live(), Some(revision.clone()));
+        let name = fs::read_to_string(store.current().join(REVISION_FILE)).unwrap();
+        assert_eq!(name, format!("{revision}\n"));
+
+        fs::remove_file(marker_path(&store.release(&revision))).unwrap();
+        assert_eq!(store.live(), None);
+        assert!(store.swap(&revision).is_err(), "an incomplete release is never made live");
+    }
+
+    #[test]
+    fn a_directory_called_current_is_left_alone() {
+        let (_dir, store) = store();
+        let revision = make(&store, 'a', None);
+        fs::create_dir(store.current()).unwrap();
+        let error = store.swap(&revision).unwrap_err();
+        assert!(error.hint().unwrap().contains("not a link"), "{error}");
+        assert!(store.current().is_dir());
+    }
+
+    #[test]
+    fn pruning_keeps_what_is_needed_and_the_newest() {
+        let (_dir, store) = store();
+        let all: Vec<Revision> = "abcdef".chars().map(|digit| make(&store, digit, None)).collect();
+        store.swap(&all[1]).unwrap();
+        let keep = BTreeSet::from([all[0].clone()]);
+        let in_use = BTreeSet::from([store.release(&all[2])]);
+        assert_eq!(store.prune(&keep, &in_use, 4, 4).unwrap(), 2);
+        let left = store.complete();
+        // Kept by name, by `current` and by a process; of the others the newest.
+        assert_eq!(left, [&all[0], &all[1], &all[2], &all[5]].map(Clone::clone));
+    }
+
+    #[test]
+    fn dependency_trees_are_pruned_by_count_and_never_while_used() {
+        let (_dir, store) = store();
+        for key in ["k1", "k2", "k3"] {
+            let staged = store.staging().join("x");
+            fs::create_dir(&staged).unwrap();
+            complete(&staged, &store.dependencies().join(key), &key).unwrap();
+        }
+        make(&store, 'a', Some("k1"));
+        store.prune(&BTreeSet::new(), &BTreeSet::new(), 5, 1).unwrap();
+        assert!(store.dependencies().join("k1").exists());
+        assert!(!store.dependencies().join("k2").exists());
+        assert!(!store.dependencies().join("k3").exists());
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_cleared_and_releases_are_not() {
+        let (_dir, store) = store();
+        let whole = make(&store, 'a', None);
+        fs::create_dir_all(store.staging().join("b/c")).unwrap();
+        fs::create_dir_all(store.release(&revision('b'))).unwrap();
+        store.clear_staging().unwrap();
+        assert_eq!(fs::read_dir(store.staging()).unwrap().count(), 0);
+        assert!(!store.release(&revision('b')).exists(), "it has no marker");
+        assert!(store.release(&whole).exists());
+    }
+
+    #[test]
+    fn space_is_checked_with_its_reserve() {
+        let (_dir, store) = store();
+        store.check_space(1, 1, 0).unwrap();
+        assert!(matches!(store.check_space(0, 0, u64::MAX >> 21), Err(DiskError::Space { .. })));
+        assert!(matches!(store.check_space(u64::MAX, 0, 0), Err(DiskError::Space { .. })));
+    }
+}

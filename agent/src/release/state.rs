@@ -1,0 +1,179 @@
+//! The agent's own files: the lock, the journal, the status.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+
+use serde::{Deserialize, Serialize};
+use towline_protocol::ids::Instance;
+use towline_protocol::report::Report;
+
+use super::{DiskError, Store, durable, failed};
+use crate::journal::{self, Journal};
+
+/// Held for as long as this value, and no longer than the process: the kernel lets go of it.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// What `towline-agent status` reads: the last report, and when and by whom it was written.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The report.
+    #[serde(flatten)]
+    pub report: Report,
+    /// When it was written, in seconds since 1970.
+    pub written_s: u64,
+    /// The agent that wrote it.
+    pub pid: u32,
+}
+
+/// The version of a document, before anything else of it is believed.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+impl Store {
+    /// Takes the app's lock, for this process only: children do not inherit it.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Locked`] where another agent has it.
+    pub fn lock(&self) -> Result<Lock, DiskError> {
+        let path = self.state().join("lock");
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: self.dir().to_owned() }),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
+    }
+
+    /// Is the app's lock held by some agent?
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self.lock(), Err(DiskError::Locked { .. }))
+    }
+
+    /// Reads the journal, or begins one. The second value says what became of one that is broken.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Newer`]: an older agent must not act on what it does not understand.
+    pub fn read_journal(&self, own: &Instance) -> Result<(Journal, Option<String>), DiskError> {
+        let path = self.state().join("journal.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok((Journal::new(own.clone()), None));
+            }
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        match serde_json::from_slice::<Versioned>(&bytes) {
+            Ok(Versioned { version }) if version > journal::VERSION => {
+                return Err(DiskError::Newer { path, version });
+            }
+            _ => {}
+        }
+        match serde_json::from_slice::<Journal>(&bytes) {
+            Ok(journal) => Ok((journal.adopt(own.clone()), None)),
+            Err(error) => {
+                let aside = self.state().join("journal.broken.json");
+                fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
+                let said = format!("{} could not be read and was set aside: {error}", path.display());
+                Ok((Journal::new(own.clone()), Some(said)))
+            }
+        }
+    }
+
+    /// Writes the journal; it is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// Then the former one stands, or, after a power cut, either of the two.
+    pub fn write_journal(&self, journal: &Journal) -> Result<(), DiskError> {
+        let path = self.state().join("journal.json");
+        durable::write(&path, journal, 0o600).map_err(failed("write", &path))
+    }
+
+    /// Writes the status for `towline-agent status`; it need not survive a power cut.
+    ///
+    /// # Errors
+    ///
+    /// Then the former one stands.
+    pub fn write_status(&self, status: &Status) -> Result<(), DiskError> {
+        let path = self.state().join("status.json");
+        durable::write_lightly(&path, status, 0o600).map_err(failed("write", &path))
+    }
+
+    /// Reads the status that the last agent left; `None` where none ever ran.
+    ///
+    /// # Errors
+    ///
+    /// Where there is one and it cannot be read.
+    pub fn read_status(&self) -> Result<Option<Status>, DiskError> {
+        let path = self.state().join("status.json");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| failed("read", &path)(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.prepare().unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn the_lock_is_held_once() {
+        let (_dir, store) = store();
+        let lock = store.lock().unwrap();
+        assert!(matches!(store.lock(), Err(DiskError::Locked { .. })));
+        drop(lock);
+        assert!(!store.is_locked());
+    }
+
+    #[test]
+    fn a_journal_comes_back_as_it_was_written() {
+        let (_dir, store) = store();
+        let own: Instance = "i-1".parse().unwrap();
+        let mut journal = Journal::new(own.clone());
+        journal.prove(&"a".repeat(40).parse().unwrap());
+        store.write_journal(&journal).unwrap();
+        assert_eq!(store.read_journal(&own).unwrap(), (journal, None));
+    }
+
+    #[test]
+    fn a_broken_journal_is_set_aside_and_a_newer_one_is_not_touched() {
+        let (_dir, store) = store();
+        let own: Instance = "i-1".parse().unwrap();
+        let path = store.state().join("journal.json");
+        for bytes in [&b""[..], b"{", b"\0\0\0\0", b"{\"version\":1}", b"[]"] {
+            fs::write(&path, bytes).unwrap();
+            let (journal, said) = store.read_journal(&own).unwrap();
+            assert_eq!(journal, Journal::new(own.clone()));
+            assert!(said.is_some() && !path.exists());
+        }
+        fs::write(&path, br#"{"version":99,"what":"is this"}"#).unwrap();
+        assert!(matches!(store.read_journal(&own), Err(DiskError::Newer { version: 99, .. })));
+        assert!(path.exists());
+    }
+}
