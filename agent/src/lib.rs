@@ -10,6 +10,8 @@
 //! deploy should do next.
 
 pub mod config;
+pub mod error;
 pub mod journal;
 pub mod machine;
 pub mod release;
+pub mod source;

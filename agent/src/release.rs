@@ -7,7 +7,8 @@
 //!         dependencies/<key>/, <key>.json      likewise
 //!         shared/…                             what outlives releases
 //!         log/app.log                          what `start` printed
-//!         .towline/                            the lock, the journal, the git cache, staging; 0700
+//!         staging/, cache/                     work in progress; what package managers downloaded
+//!         .towline/                            the lock, the journal, the git cache; 0700
 //! ```
 //!
 //! Invariants
@@ -194,12 +195,11 @@ impl Store {
             let source = io::Error::from(io::ErrorKind::NotADirectory);
             return Err(failed("use the directory", &self.dir)(source));
         }
-        for dir in [self.releases(), self.dependencies(), self.shared(), self.log()] {
+        let open = [self.releases(), self.dependencies(), self.shared(), self.log(), self.staging()];
+        for dir in open {
             make_dir(&dir, 0o755)?;
         }
-        for dir in [self.state(), self.staging()] {
-            make_dir(&dir, 0o700)?;
-        }
+        make_dir(&self.state(), 0o700)?;
         for dir in [self.state(), self.releases(), self.dependencies()] {
             let probe = dir.join(".writable");
             File::create(&probe).map_err(failed("write to", &dir))?;
@@ -263,10 +263,23 @@ impl Store {
         self.dir.join(".towline")
     }
 
-    /// `<dir>/.towline/staging`: emptied at every start.
+    /// `<dir>/.towline/git`: the bare repository that fetches go to.
+    #[must_use]
+    pub fn git_cache(&self) -> PathBuf {
+        self.state().join("git")
+    }
+
+    /// `<dir>/cache`: what package managers have downloaded; the app's user writes it.
+    #[must_use]
+    pub fn package_cache(&self) -> PathBuf {
+        self.dir.join("cache")
+    }
+
+    /// `<dir>/staging`: emptied at every start. The app's user may look into it, so that installs can
+    /// run there.
     #[must_use]
     pub fn staging(&self) -> PathBuf {
-        self.state().join("staging")
+        self.dir.join("staging")
     }
 
     /// Returns the marker of a release that is complete.

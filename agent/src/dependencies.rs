@@ -1,0 +1,341 @@
+//! Dependencies: installed once for each key, sealed, and linked into every release that has it.
+//!
+//! ```text
+//!   inputs, command, runtime's output, platform ──► key ──► dependencies/<key>/<outputs>
+//!        staging/install/   only the inputs; the command runs here, with a throwaway HOME
+//!              └─ checked and sealed ─► moved to its place ─► marked ─► linked into the release
+//! ```
+//!
+//! Invariants
+//! - The command never sees the release, nor a tree that is in use.
+//! - A tree counts once its marker is there, and does not change afterwards: it is root's and
+//!   read-only where the agent is root.
+//! - A release gets hard links where the agent is root and the trees are sealed, and copies
+//!   elsewhere: a file that the app may write must not be shared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use towline_protocol::recipe::{Install, RelativePath};
+
+use crate::process::{self, Account, Job, ProcessError};
+use crate::release::{self, Barrier, DiskError, Store, failed};
+
+mod tree;
+
+pub use tree::TreeFault;
+
+/// How long the runtime's command may take: it prints a version.
+const RUNTIME_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where children of the agent get their surroundings from.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Who they run as; `None`: as the agent itself.
+    pub account: Option<Account>,
+    /// The environment they may have.
+    pub environment: BTreeMap<String, String>,
+    /// Marks them as this agent's, so that none is left behind.
+    pub tag: String,
+}
+
+/// What an install is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Names the tree: 64 hexadecimal digits.
+    pub digest: String,
+    /// What the runtime's command printed.
+    pub runtime: Option<String>,
+}
+
+/// Why dependencies could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The runtime's command failed.
+    #[error("could not learn the runtime's version")]
+    Runtime(#[source] ProcessError),
+    /// The install command failed.
+    #[error("could not install the dependencies")]
+    Command(#[source] ProcessError),
+    /// The command succeeded and an output is not there.
+    #[error("the install command made no {output}, which install.outputs names")]
+    NoOutput {
+        /// The output.
+        output: RelativePath,
+    },
+    /// The release's own tree holds an output.
+    #[error("{output} is in the repository, and install.outputs names it too")]
+    InTree {
+        /// The output.
+        output: RelativePath,
+    },
+    /// The tree holds what must not be linked into a release.
+    #[error("the installed tree is refused")]
+    Refused(#[source] TreeFault),
+    /// Writing failed.
+    #[error("could not store the dependencies")]
+    Disk(#[from] DiskError),
+}
+
+impl InstallError {
+    /// Returns the next thing for an operator to try.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            InstallError::Runtime(source) | InstallError::Command(source) => source.hint(),
+            InstallError::NoOutput { .. } => {
+                Some("correct install.outputs, or make the command create it".to_owned())
+            }
+            InstallError::InTree { output } => {
+                Some(format!("remove it from the repository: git rm -r --cached {output}"))
+            }
+            InstallError::Refused(_) => None,
+            InstallError::Disk(source) => source.hint(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    version: u32,
+    command: String,
+    runtime: Option<String>,
+}
+
+/// Computes the key of a release's dependencies from its checked-out tree.
+///
+/// # Errors
+///
+/// [`InstallError::Runtime`], and [`InstallError::Disk`] where an input cannot be read.
+pub async fn key(
+    install: &Install,
+    tree: &Path,
+    scratch: &Path,
+    around: &Surroundings,
+    stop: &CancellationToken,
+) -> Result<Key, InstallError> {
+    let runtime = match &install.runtime {
+        None => None,
+        Some(command) => {
+            let home = home(scratch, around)?;
+            let mut job = Job::new("runtime", command, scratch, RUNTIME_DEADLINE, &around.tag);
+            job.account = around.account.as_ref();
+            job.environment = surroundings(around, &home, None);
+            let output = process::run(&job, stop).await.map_err(InstallError::Runtime)?;
+            Some(output.stdout.trim().to_owned())
+        }
+    };
+    let mut inputs = BTreeMap::new();
+    for input in &install.inputs {
+        tree::contents(tree, input, &mut inputs)?;
+    }
+    let digest = release::digest(|hash| {
+        put(hash, "platform", platform().as_bytes());
+        put(hash, "command", install.command.program.as_bytes());
+        for arg in &install.command.args {
+            put(hash, "argument", arg.as_bytes());
+        }
+        for output in &install.outputs {
+            put(hash, "output", output.as_str().as_bytes());
+        }
+        put(hash, "runtime", runtime.as_deref().unwrap_or_default().as_bytes());
+        for (path, (mode, content)) in &inputs {
+            put(hash, "input", path.as_bytes());
+            put(hash, "mode", &mode.to_be_bytes());
+            put(hash, "content", content);
+        }
+    });
+    Ok(Key { digest, runtime })
+}
+
+/// Puts one labelled value, with its length, so that no two lists of values look alike.
+fn put(hash: &mut Sha256, label: &str, value: &[u8]) {
+    for part in [label.as_bytes(), value] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+}
+
+/// What compiled code hangs on besides the runtime: the processor, and the system's libraries.
+fn platform() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let wanted = |line: &&str| line.starts_with("ID=") || line.starts_with("VERSION_ID=");
+    let system: Vec<&str> = release.lines().filter(wanted).collect();
+    format!("{} {} {}", std::env::consts::ARCH, std::env::consts::OS, system.join(" "))
+}
+
+/// Is the tree of this key complete?
+#[must_use]
+pub fn is_complete(store: &Store, key: &Key) -> bool {
+    let place = store.dependencies().join(&key.digest);
+    place.is_dir() && release::marker_path(&place).is_file()
+}
+
+/// Installs the dependencies of the release in `tree`, and stores them under `key`.
+///
+/// Everything happens in `scratch`, an empty directory of the store's staging area.
+///
+/// # Errors
+///
+/// See [`InstallError`]; nothing is stored then.
+pub async fn install(
+    store: &Store,
+    install: &Install,
+    key: &Key,
+    tree: &Path,
+    scratch: &Path,
+    around: &Surroundings,
+    stop: &CancellationToken,
+) -> Result<(), InstallError> {
+    let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
+    let work = scratch.join("install");
+    own_dir(&work, around)?;
+    for input in &install.inputs {
+        tree::copy_input(tree, input, &work, around.account.as_ref())?;
+    }
+    let home = home(scratch, around)?;
+    let cache = package_cache(store, around)?;
+    let mut job =
+        Job::new("install", &install.command, &work, install.timeout, &around.tag);
+    job.account = around.account.as_ref();
+    job.environment = surroundings(around, &home, Some(&cache));
+    process::run(&job, stop).await.map_err(InstallError::Command)?;
+
+    let sealed = scratch.join("sealed");
+    fs::create_dir(&sealed).map_err(failed("create", &sealed))?;
+    fs::set_permissions(&sealed, fs::Permissions::from_mode(0o755))
+        .map_err(failed("set the mode of", &sealed))?;
+    for output in &install.outputs {
+        let made = work.join(output.as_str());
+        if fs::symlink_metadata(&made).is_err() {
+            return Err(InstallError::NoOutput { output: output.clone() });
+        }
+        tree::check(&work, &made).map_err(InstallError::Refused)?;
+        let place = sealed.join(output.as_str());
+        make_parents(&sealed, output)?;
+        fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;
+        if around.account.is_some() {
+            tree::seal(&place).map_err(failed("seal", &place))?;
+        }
+    }
+    barrier.sync(&sealed).map_err(failed("make durable", &sealed))?;
+    let place = store.dependencies().join(&key.digest);
+    release::discard(&place)?;
+    let command = install.command.to_string();
+    release::complete(&sealed, &place, &Marker { version: 1, command, runtime: key.runtime.clone() })?;
+    Ok(())
+}
+
+/// Links the outputs of `key` into the release in `tree`.
+///
+/// # Errors
+///
+/// [`InstallError::InTree`] where the repository holds an output itself.
+pub fn link(
+    store: &Store,
+    install: &Install,
+    key: &Key,
+    tree: &Path,
+    around: &Surroundings,
+) -> Result<(), InstallError> {
+    let place = store.dependencies().join(&key.digest);
+    for output in &install.outputs {
+        let linked = tree.join(output.as_str());
+        if fs::symlink_metadata(&linked).is_ok() {
+            return Err(InstallError::InTree { output: output.clone() });
+        }
+        make_parents(tree, output)?;
+        let is_sealed = around.account.is_some();
+        tree::link(&place.join(output.as_str()), &linked, is_sealed)
+            .map_err(failed("link dependencies into", &linked))?;
+    }
+    Ok(())
+}
+
+fn make_parents(root: &Path, path: &RelativePath) -> Result<(), DiskError> {
+    let Some(parent) = Path::new(path.as_str()).parent() else { return Ok(()) };
+    let dir = root.join(parent);
+    fs::create_dir_all(&dir).map_err(failed("create", &dir))
+}
+
+/// A home for one command, that nothing outlives.
+fn home(scratch: &Path, around: &Surroundings) -> Result<PathBuf, DiskError> {
+    let home = scratch.join("home");
+    if !home.exists() {
+        own_dir(&home, around)?;
+    }
+    Ok(home)
+}
+
+/// Where package managers keep what they have downloaded, from one install to the next. They check
+/// what they find there against the lock file's digests.
+fn package_cache(store: &Store, around: &Surroundings) -> Result<PathBuf, DiskError> {
+    let cache = store.package_cache();
+    if !cache.exists() {
+        own_dir(&cache, around)?;
+    }
+    Ok(cache)
+}
+
+/// Makes a directory that the app's user may write.
+pub(crate) fn own_dir(dir: &Path, around: &Surroundings) -> Result<(), DiskError> {
+    fs::DirBuilder::new().mode(0o755).create(dir).map_err(failed("create", dir))?;
+    match &around.account {
+        Some(account) => std::os::unix::fs::lchown(dir, Some(account.uid), Some(account.gid))
+            .map_err(failed("give to the app's user", dir)),
+        None => Ok(()),
+    }
+}
+
+fn surroundings(
+    around: &Surroundings,
+    home: &Path,
+    cache: Option<&Path>,
+) -> BTreeMap<String, String> {
+    let mut environment = around.environment.clone();
+    environment.insert("HOME".to_owned(), home.display().to_string());
+    if let Some(cache) = cache {
+        let under = |name: &str| cache.join(name).display().to_string();
+        environment.insert("XDG_CACHE_HOME".to_owned(), under("xdg"));
+        environment.insert("npm_config_cache".to_owned(), under("npm"));
+        environment.insert("PIP_CACHE_DIR".to_owned(), under("pip"));
+    }
+    environment
+}
+
+/// Empties the package managers' caches once they are larger than `max_mib`.
+///
+/// # Errors
+///
+/// Whatever cannot be removed.
+pub fn bound_package_cache(store: &Store, max_mib: u64) -> Result<bool, DiskError> {
+    let cache = store.package_cache();
+    let mut bytes: u64 = 0;
+    let mut dirs = vec![cache.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => dirs.push(entry.path()),
+                Ok(meta) => bytes = bytes.saturating_add(meta.blocks() * 512),
+                Err(_) => {}
+            }
+        }
+    }
+    if bytes <= max_mib.saturating_mul(1 << 20) {
+        return Ok(false);
+    }
+    release::remove_tree(&cache).map_err(failed("remove", &cache))?;
+    Ok(true)
+}
+
+/// Tells apart what cannot be read from what is not there.
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}

@@ -1,0 +1,327 @@
+//! The shell: next event, step, perform the effects in order. It decides nothing.
+//!
+//! ```text
+//!   source ─┐                                  ┌─► journal, status, prune   (at once)
+//!   task  ──┼─► event ─► machine ─► effects ───┤
+//!   clock ──┘                                  └─► task: prepare, activate, prove, probe
+//! ```
+//!
+//! Invariants
+//! - At most one task runs. It is ended, with all of its processes, before another one begins.
+//! - Effects are performed in the order in which the machine gave them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use towline_protocol::ids::Revision;
+use towline_protocol::report::{Cause, Phase, Report};
+use tracing::{debug, error, info, warn};
+
+use crate::config::Config;
+use crate::dependencies::{self, Surroundings};
+use crate::error as errors;
+use crate::git::{Cache, Limits, Origin};
+use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
+use crate::manager;
+use crate::release::Store;
+use crate::release::state::{Lock, Status};
+use crate::source::Word;
+use crate::source::file::FileSource;
+
+mod activate;
+mod prepare;
+mod probe;
+
+pub(crate) use activate::finder;
+
+/// What the shell's tasks work with.
+#[derive(Debug)]
+pub struct Tools {
+    /// Host config.
+    pub config: Config,
+    /// What is on disk.
+    pub store: Store,
+    /// Where revisions come from.
+    pub origin: Arc<Origin>,
+    /// What children get.
+    pub around: Surroundings,
+    /// The workers as they were before the last signal, for the proof that follows it.
+    pub(crate) before: RefCell<Option<manager::Snapshot>>,
+    /// May a reload still be under way, of which nothing is known?
+    pub(crate) is_unsettled: Cell<bool>,
+}
+
+impl Tools {
+    fn limits(&self) -> Limits {
+        let limits = &self.config.limits;
+        Limits {
+            entries: limits.entries,
+            depth: limits.depth,
+            path_bytes: limits.path_bytes,
+            bytes: limits.tree_mib << 20,
+        }
+    }
+}
+
+/// How long the shell goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Until it is told to stop.
+    Stopped,
+    /// Until the newest target is applied, or has failed.
+    Settled,
+}
+
+/// How a shell that was to settle ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Told to stop.
+    Stopped,
+    /// The target's revision is live and healthy.
+    Converged,
+    /// It is not, and trying again may help.
+    TryLater,
+    /// It is not, and only a newer target will help.
+    Failed,
+}
+
+type Running = Pin<Box<dyn Future<Output = Outcome>>>;
+
+/// One app's agent, at work.
+pub struct Shell {
+    tools: Rc<Tools>,
+    machine: Machine,
+    source: FileSource,
+    started: Instant,
+    wake: Option<Duration>,
+    task: Option<(TaskId, CancellationToken, Running)>,
+    last: Option<Report>,
+    _lock: Lock,
+}
+
+impl std::fmt::Debug for Shell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shell").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+impl Shell {
+    /// Puts the parts together; `bootstrap` has made them.
+    #[must_use]
+    pub fn new(tools: Rc<Tools>, machine: Machine, source: FileSource, lock: Lock) -> Self {
+        Self {
+            tools,
+            machine,
+            source,
+            started: Instant::now(),
+            wake: None,
+            task: None,
+            last: None,
+            _lock: lock,
+        }
+    }
+
+    /// Works until told to stop, or until settled. `effects` are the machine's first ones.
+    pub async fn run(
+        mut self,
+        effects: Vec<Effect>,
+        until: Until,
+        stop: &CancellationToken,
+    ) -> End {
+        self.perform(effects).await;
+        let word = self.source.read();
+        self.hear(word).await;
+        loop {
+            if until == Until::Settled
+                && self.task.is_none()
+                && let Some(end) = self.end()
+            {
+                return end;
+            }
+            let wake = self.wake.map(|wake| self.started + wake);
+            let event = tokio::select! {
+                () = stop.cancelled() => {
+                    self.cancel().await;
+                    return End::Stopped;
+                }
+                outcome = ended(&mut self.task) => {
+                    let id = self.task.take().map_or(0, |(id, _, _)| id);
+                    Event::Done(id, outcome)
+                }
+                () = self.source.changed() => {
+                    let word = self.source.read();
+                    self.hear(word).await;
+                    continue;
+                }
+                () = at(wake) => {
+                    self.wake = None;
+                    Event::Woke
+                }
+            };
+            self.step(event).await;
+        }
+    }
+
+    fn end(&self) -> Option<End> {
+        let report = self.machine.settled()?;
+        Some(if self.machine.is_converged() {
+            End::Converged
+        } else if report.phase == Phase::Waiting {
+            End::TryLater
+        } else {
+            End::Failed
+        })
+    }
+
+    async fn hear(&mut self, word: Word) {
+        let event = match word {
+            Word::Target(target) => Event::Targeted(target),
+            Word::Objection(reason) => Event::Objected(reason),
+        };
+        self.step(event).await;
+    }
+
+    async fn step(&mut self, event: Event) {
+        debug!(?event, "event");
+        let effects = self.machine.step(self.started.elapsed(), event);
+        self.perform(effects).await;
+    }
+
+    async fn perform(&mut self, effects: Vec<Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            debug!(?effect, "effect");
+            match effect {
+                Effect::Journal(journal) => {
+                    if let Err(error) = self.tools.store.write_journal(&journal) {
+                        error!(
+                            error = errors::chain(&error),
+                            hint = error.hint(),
+                            "could not write the journal"
+                        );
+                    }
+                }
+                Effect::Begin(id, task) => self.begin(id, task),
+                Effect::Cancel => self.cancel().await,
+                Effect::WakeAt(time) => self.wake = Some(time),
+                Effect::Report(report) => self.tell(*report),
+                Effect::Prune(keep) => self.prune(&keep),
+            }
+        }
+    }
+
+    fn begin(&mut self, id: TaskId, task: Task) {
+        let stop = CancellationToken::new();
+        let (tools, own) = (Rc::clone(&self.tools), stop.clone());
+        let running: Running = match task {
+            Task::Prepare { revision, unless_like } => {
+                Box::pin(prepare::prepare(tools, revision, unless_like, own))
+            }
+            // A file gives leave at once: it has no batches and no budget.
+            Task::Ask(_) => Box::pin(async { Outcome::Permitted(true) }),
+            Task::Journal(journal) => Box::pin(async move {
+                match tools.store.write_journal(&journal) {
+                    Ok(()) => Outcome::Journalled,
+                    Err(error) => Outcome::Failed(Cause::Disk, errors::chain(&error)),
+                }
+            }),
+            Task::Activate { to, from, how } => {
+                Box::pin(activate::activate(tools, to, from, how, own))
+            }
+            Task::Prove(revision) => Box::pin(activate::prove(tools, revision, own)),
+            Task::Probe(revision, window) => Box::pin(probe::probe(tools, revision, window, own)),
+        };
+        self.task = Some((id, stop, running));
+    }
+
+    async fn cancel(&mut self) {
+        if let Some((_, stop, running)) = self.task.take() {
+            stop.cancel();
+            // Its processes are gone when it returns.
+            running.await;
+        }
+    }
+
+    /// Writes the status, and logs what a person following a deploy wants to know.
+    fn tell(&mut self, report: Report) {
+        let last = self.last.replace(report.clone());
+        let was = |get: fn(&Report) -> Option<&String>| last.as_ref().and_then(get).cloned();
+        if let Some(reason) = &report.objection
+            && was(|r| r.objection.as_ref()).as_ref() != Some(reason)
+        {
+            warn!(reason, "the source is not followed; what serves is kept");
+        }
+        if let Some(reason) = &report.degraded
+            && was(|r| r.degraded.as_ref()).as_ref() != Some(reason)
+        {
+            warn!(serving = report.serving.as_ref().map(Revision::as_str), reason, "degraded");
+        }
+        let order = last.as_ref().and_then(|last| last.order);
+        if let (Some(new), Some(target)) = (report.order, &report.target)
+            && Some(new) != order
+        {
+            info!(revision = %target, epoch = new.epoch, generation = new.generation, "target");
+        }
+        let health = last.as_ref().map(|last| last.health);
+        if report.phase == Phase::Idle && health.is_some_and(|health| health != report.health) {
+            let serving = report.serving.as_ref().map(Revision::as_str);
+            info!(revision = serving, health = ?report.health, evidence = ?report.evidence, "serving");
+        }
+        let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
+        if let Err(error) = self.tools.store.write_status(&status) {
+            warn!(error = errors::chain(&error), hint = error.hint(), "could not write the status");
+        }
+    }
+
+    fn prune(&self, keep: &BTreeSet<Revision>) {
+        let (store, limits) = (&self.tools.store, &self.tools.config.keep);
+        let in_use = manager::releases_in_use(&store.releases());
+        match store.prune(keep, &in_use, limits.releases, limits.dependencies) {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "pruned"),
+            Err(error) => {
+                warn!(error = errors::chain(&error), hint = error.hint(), "could not prune");
+            }
+        }
+        if let Err(error) = dependencies::bound_package_cache(store, limits.package_cache_mib) {
+            warn!(error = errors::chain(&error), "could not empty the package cache");
+        }
+        let kept: Vec<Revision> = store.complete();
+        if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
+            warn!(error = errors::chain(&error), "could not prune the git cache");
+        }
+    }
+}
+
+/// Waits for the end of the task; for ever where none runs.
+async fn ended(task: &mut Option<(TaskId, CancellationToken, Running)>) -> Outcome {
+    match task {
+        Some((_, _, running)) => running.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell reads the clock; a status tells its age")]
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Returns the last `count` lines of a text.
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}

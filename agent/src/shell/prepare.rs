@@ -1,0 +1,318 @@
+//! Preparing: from a revision to a complete release, with nothing live touched.
+//!
+//! ```text
+//!   on disk? ─► in the cache? ─► fetch ─► recipe, tree ─► like the live one? ─► write ─► install
+//!       └──────────────────────────── complete ◄──────── link, share ◄───────────────────┘
+//! ```
+//!
+//! Safe to call again after a crash: what was not complete is thrown away first.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use towline_protocol::ids::Revision;
+use towline_protocol::recipe::{Recipe, RecipeError, SIZE_BYTES_MAX};
+use towline_protocol::report::Cause;
+use tracing::{info, warn};
+
+use super::Tools;
+use crate::dependencies::{self, InstallError, own_dir};
+use crate::error;
+use crate::git::{Cache, FetchError, Plan, TreeError};
+use crate::machine::Outcome;
+use crate::process::ProcessError;
+use crate::release::{Barrier, DiskError, Marker, failed, remove_tree};
+
+/// Why a release could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PrepareError {
+    #[error("could not fetch {} from {url}", revision.short())]
+    Fetch { revision: Revision, url: String, source: FetchError },
+    #[error("could not check out {}", revision.short())]
+    Tree { revision: Revision, source: TreeError },
+    #[error("{path} of {} is not valid", revision.short())]
+    Recipe { revision: Revision, path: String, source: RecipeError },
+    #[error("{} has no recipe {path}", revision.short())]
+    NoRecipe { revision: Revision, path: String },
+    #[error("the recipe {path} of {} is not UTF-8", revision.short())]
+    NotText { revision: Revision, path: String },
+    #[error("{path} is in the repository, and shared.dirs names it too")]
+    SharedInTree { path: String },
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("a thread of the agent ended before its work was done")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+impl PrepareError {
+    /// Which step failed, as reported.
+    fn cause(&self) -> Cause {
+        match self {
+            PrepareError::Fetch { .. } => Cause::Fetch,
+            PrepareError::Tree { source, .. } if source.is_refusal() => Cause::Refused,
+            PrepareError::Recipe { .. }
+            | PrepareError::NoRecipe { .. }
+            | PrepareError::NotText { .. }
+            | PrepareError::SharedInTree { .. }
+            | PrepareError::Install(InstallError::InTree { .. }) => Cause::Refused,
+            PrepareError::Install(InstallError::Disk(_)) => Cause::Disk,
+            PrepareError::Install(_) => Cause::Install,
+            PrepareError::Tree { .. } | PrepareError::Disk(_) | PrepareError::Thread(_) => {
+                Cause::Disk
+            }
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            PrepareError::Fetch { source, .. } => source.hint(),
+            PrepareError::Tree { source, .. } => source.hint(),
+            PrepareError::Recipe { .. } => {
+                Some("correct it, check it with `towline-agent check`, release the new commit".into())
+            }
+            PrepareError::NoRecipe { path, .. } => {
+                Some(format!("add {path} to the repository, or name another as git.recipe"))
+            }
+            PrepareError::NotText { .. } => Some("save it as UTF-8".to_owned()),
+            PrepareError::SharedInTree { path } => {
+                Some(format!("remove it from the repository: git rm -r {path}"))
+            }
+            PrepareError::Install(source) => source.hint(),
+            PrepareError::Disk(source) => source.hint(),
+            PrepareError::Thread(_) => None,
+        }
+    }
+
+    /// What the failed command said, for the log.
+    fn output(&self) -> Option<String> {
+        match self {
+            PrepareError::Install(
+                InstallError::Command(source) | InstallError::Runtime(source),
+            ) => source.log().map(str::to_owned),
+            _ => None,
+        }
+    }
+}
+
+/// Makes the release of `revision`; the cause of a failure is logged here, once.
+pub(super) async fn prepare(
+    tools: Rc<Tools>,
+    revision: Revision,
+    unless_like: Option<Revision>,
+    stop: CancellationToken,
+) -> Outcome {
+    let work = Work { tools: &tools, revision: &revision, stop: &stop };
+    let outcome = work.prepare(unless_like).await;
+    // Whatever was left half done is of no use to the next attempt.
+    if let Err(error) = tools.store.clear_staging() {
+        warn!(error = error::chain(&error), "could not clear the staging area");
+    }
+    match outcome {
+        Ok(alike) => Outcome::Prepared { alike },
+        Err(error) => {
+            let chain = error::chain(&error);
+            if !stop.is_cancelled() {
+                let output = error.output().map(|text| super::last_lines(&text, 20));
+                warn!(error = chain, hint = error.hint(), output, "prepare failed; what serves is kept");
+            }
+            let detail = match error.hint() {
+                Some(hint) => format!("{chain} ({hint})"),
+                None => chain,
+            };
+            Outcome::Failed(error.cause(), detail)
+        }
+    }
+}
+
+struct Work<'a> {
+    tools: &'a Tools,
+    revision: &'a Revision,
+    stop: &'a CancellationToken,
+}
+
+impl Work<'_> {
+    /// Returns whether the live release has the same content, and stands in for this one.
+    async fn prepare(&self, unless_like: Option<Revision>) -> Result<bool, PrepareError> {
+        let store = &self.tools.store;
+        if let Some(marker) = store.marker(self.revision) {
+            self.recipe(marker.recipe.as_bytes())?;
+            let live = unless_like.filter(|live| live != self.revision);
+            return Ok(live.and_then(|live| store.marker(&live)).is_some_and(|l| l.is_like(&marker)));
+        }
+        let started = Instant::now();
+        store.check_space(0, 0, self.tools.config.keep.free_mib)?;
+        self.fetch().await?;
+        let fetch_ms = elapsed_ms(started);
+        let (plan, text) = self.plan().await?;
+        let recipe = self.recipe(text.as_bytes())?;
+        let mut marker = Marker::new(self.revision.clone(), plan.subtree.clone(), text);
+        let live = unless_like.and_then(|live| store.marker(&live));
+        if live.is_some_and(|live| live.is_like(&marker)) {
+            info!(revision = %self.revision, "same subtree and recipe as the live release: nothing to swap");
+            return Ok(true);
+        }
+        store.check_space(plan.bytes, plan.entries, self.tools.config.keep.free_mib)?;
+        let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
+        let staged = store.staging().join("release");
+        let entries = plan.entries;
+        self.write(plan, &staged).await?;
+        let write_ms = elapsed_ms(started) - fetch_ms;
+        let install = self.dependencies(&recipe, &staged, &mut marker).await?;
+        self.share(&recipe, &staged)?;
+        let release = marker.clone();
+        let own = store.clone();
+        spawn_blocking(move || own.complete_release(&staged, &release, barrier)).await??;
+        let elapsed_ms = elapsed_ms(started);
+        let revision = self.revision;
+        info!(%revision, entries, fetch_ms, write_ms, install, elapsed_ms, "prepared");
+        Ok(false)
+    }
+
+    async fn fetch(&self) -> Result<(), PrepareError> {
+        let (cache, origin) = (self.tools.store.git_cache(), Arc::clone(&self.tools.origin));
+        let (revision, stop) = (self.revision.clone(), self.stop.clone());
+        let limit = self.tools.config.keep.git_mib << 20;
+        let handle = tokio::runtime::Handle::current();
+        let fetched = spawn_blocking(move || {
+            let cache_dir = cache;
+            let mut cache = Cache::open(&cache_dir)?;
+            if cache.has(&revision) && !origin.verifies_branch() {
+                return Ok(false);
+            }
+            if cache.size_bytes() > limit {
+                drop(cache);
+                // A cache is only a cache: what it holds can be fetched again.
+                drop(remove_tree(&cache_dir));
+                cache = Cache::open(&cache_dir)?;
+            }
+            cache.fetch(&origin, &revision, &handle, &stop).map(|fetched| fetched.set_aside)
+        })
+        .await?;
+        let url = self.tools.config.git.url.clone();
+        let revision = self.revision.clone();
+        if fetched.map_err(|source| PrepareError::Fetch { revision, url, source })? {
+            warn!("the git cache was broken: it was set aside and cloned anew");
+        }
+        Ok(())
+    }
+
+    /// Walks the tree under its limits, and reads the recipe.
+    async fn plan(&self) -> Result<(Plan, String), PrepareError> {
+        let (cache, path) = (self.tools.store.git_cache(), self.tools.config.git.recipe.clone());
+        let (revision, limits) = (self.revision.clone(), self.tools.limits());
+        let read = spawn_blocking(move || {
+            let tree = |source| PrepareError::Tree { revision: revision.clone(), source };
+            let cache = Cache::open(&cache).map_err(|source| PrepareError::Fetch {
+                revision: revision.clone(),
+                url: "the cache".to_owned(),
+                source,
+            })?;
+            let bytes = cache.file(&revision, &path, SIZE_BYTES_MAX).map_err(tree)?;
+            let Some(bytes) = bytes else {
+                return Err(PrepareError::NoRecipe { revision: revision.clone(), path });
+            };
+            let Ok(text) = String::from_utf8(bytes) else {
+                return Err(PrepareError::NotText { revision: revision.clone(), path });
+            };
+            let recipe = Recipe::parse(&text).map_err(|source| PrepareError::Recipe {
+                revision: revision.clone(),
+                path,
+                source,
+            })?;
+            let plan = cache.plan(&revision, &recipe.root, &limits).map_err(tree)?;
+            Ok((plan, text))
+        });
+        read.await?
+    }
+
+    fn recipe(&self, bytes: &[u8]) -> Result<Recipe, PrepareError> {
+        let text = String::from_utf8_lossy(bytes);
+        Recipe::parse(&text).map_err(|source| PrepareError::Recipe {
+            revision: self.revision.clone(),
+            path: self.tools.config.git.recipe.clone(),
+            source,
+        })
+    }
+
+    async fn write(&self, plan: Plan, staged: &Path) -> Result<(), PrepareError> {
+        let (cache, staged) = (self.tools.store.git_cache(), staged.to_owned());
+        let (revision, stop) = (self.revision.clone(), self.stop.clone());
+        spawn_blocking(move || {
+            let opened = Cache::open(&cache).map_err(|source| PrepareError::Fetch {
+                revision: revision.clone(),
+                url: "the cache".to_owned(),
+                source,
+            })?;
+            opened.write(&plan, &staged, &stop).map_err(|source| {
+                if source.is_corrupt() {
+                    // The next attempt fetches anew.
+                    drop(remove_tree(&cache));
+                }
+                PrepareError::Tree { revision, source }
+            })
+        })
+        .await?
+    }
+
+    /// Installs or reuses, and links; returns which of the two, for the log.
+    async fn dependencies(
+        &self,
+        recipe: &Recipe,
+        staged: &Path,
+        marker: &mut Marker,
+    ) -> Result<&'static str, PrepareError> {
+        let Some(install) = &recipe.install else { return Ok("none") };
+        let (store, around) = (&self.tools.store, &self.tools.around);
+        let scratch: PathBuf = store.staging().join("install");
+        fs::create_dir(&scratch).map_err(failed("create", &scratch))?;
+        let key = dependencies::key(install, staged, &scratch, around, self.stop).await?;
+        let is_reused = dependencies::is_complete(store, &key);
+        if !is_reused {
+            dependencies::install(store, install, &key, staged, &scratch, around, self.stop).await?;
+        }
+        dependencies::link(store, install, &key, staged, around)?;
+        marker.dependencies = Some(key.digest);
+        marker.runtime = key.runtime;
+        Ok(if is_reused { "reused" } else { "installed" })
+    }
+
+    /// Puts links to what outlives releases into the staged one.
+    fn share(&self, recipe: &Recipe, staged: &Path) -> Result<(), PrepareError> {
+        for dir in &recipe.shared {
+            let place = self.tools.store.shared().join(dir.as_str());
+            if !place.exists() {
+                if let Some(parent) = place.parent() {
+                    fs::create_dir_all(parent).map_err(failed("create", parent))?;
+                }
+                own_dir(&place, &self.tools.around)?;
+            }
+            let link = staged.join(dir.as_str());
+            if fs::symlink_metadata(&link).is_ok() {
+                return Err(PrepareError::SharedInTree { path: dir.to_string() });
+            }
+            if let Some(parent) = link.parent() {
+                fs::create_dir_all(parent).map_err(failed("create", parent))?;
+            }
+            symlink(&place, &link).map_err(failed("create", &link))?;
+        }
+        Ok(())
+    }
+}
+
+fn elapsed_ms(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<ProcessError> for PrepareError {
+    fn from(source: ProcessError) -> Self {
+        PrepareError::Install(InstallError::Command(source))
+    }
+}
