@@ -1,0 +1,220 @@
+//! From host config to a shell that is ready to run: who am I, what is on disk, what runs.
+//!
+//! Whatever is wrong with the host is found here, before anything is changed, and ends the start
+//! with an error. What is wrong with a target, a revision or the network is not looked at: an agent
+//! that serves something lives on with it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use towline_protocol::ids::Revision;
+use towline_protocol::recipe::{Recipe, RecipeError};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::dependencies::Surroundings;
+use crate::error;
+use crate::git::{Origin, OriginConfig, OriginError, Secret};
+use crate::machine::{Effect, Found, Machine, Policy};
+use crate::manager;
+use crate::process::{self, Account, AccountError};
+use crate::release::{DiskError, Store};
+use crate::shell::{Shell, Tools, finder};
+use crate::source::file::FileSource;
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It would have to run recipes as root.
+    #[error("the agent runs as root, and {} names no user", config.display())]
+    NoUser {
+        /// Host config.
+        config: PathBuf,
+    },
+    /// It cannot become another user.
+    #[error("the agent runs as uid {own}, and {} names the user {user}", config.display())]
+    OtherUser {
+        /// Host config.
+        config: PathBuf,
+        /// Who it runs as.
+        own: u32,
+        /// Who it would have to be.
+        user: String,
+    },
+    /// The app's user is not known.
+    #[error("could not find the app's user")]
+    Account(#[source] AccountError),
+    /// The app's directory cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The origin cannot be used.
+    #[error("could not use the origin in [git]")]
+    Origin(#[source] OriginError),
+    /// The target file's directory cannot be watched.
+    #[error("could not watch the directory of {}", path.display())]
+    Source {
+        /// The target file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Nothing runs, and the live release's recipe cannot start it.
+    #[error("no manager of {} was found running, and its recipe cannot start one", revision.short())]
+    NoStart {
+        /// The live release.
+        revision: Revision,
+        /// What is wrong with its recipe.
+        source: RecipeError,
+    },
+}
+
+impl StartError {
+    /// Returns the next thing for an operator to try.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            StartError::NoUser { .. } => Some(
+                "add `user = \"…\"`, the account that the app runs as: nothing from a repository \
+                 runs as root"
+                    .to_owned(),
+            ),
+            StartError::OtherUser { .. } => {
+                Some("run the agent as root, or as that user, or leave `user` out".to_owned())
+            }
+            StartError::Account(source) => source.hint(),
+            StartError::Disk(source) => source.hint(),
+            StartError::Origin(source) => source.hint(),
+            StartError::Source { path, .. } => {
+                let dir = path.parent().unwrap_or(path);
+                Some(format!("create {} first; the file itself may come later", dir.display()))
+            }
+            StartError::NoStart { .. } => Some(
+                "start the app by hand once, or remove `current`, and release a revision whose \
+                 recipe has manager.start"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// Is it another agent's doing, so that trying later helps?
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, StartError::Disk(DiskError::Locked { .. }))
+    }
+}
+
+/// Starts the agent of one app: returns its shell, and the first effects to perform.
+///
+/// # Errors
+///
+/// See [`StartError`].
+pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
+    let account = account(&config)?;
+    let origin = origin(&config).map_err(StartError::Origin)?;
+    let store = Store::new(&config.dir);
+    store.prepare()?;
+    let lock = store.lock()?;
+    let (journal, said) = store.read_journal(&config.instance)?;
+    if let Some(said) = said {
+        warn!(said, "the journal was broken; what was proven and rejected before is forgotten");
+    }
+    let tag = store.dir().display().to_string();
+    let ended = process::end_leftovers(&tag).await;
+    if ended > 0 {
+        warn!(ended, "ended what the last run of the agent had left behind");
+    }
+    store.clear_staging()?;
+    let path = config.target_file.clone();
+    let source = FileSource::watch(&path, &config.group)
+        .map_err(|source| StartError::Source { path, source })?;
+    let around = Surroundings { account, environment: config.environment.clone(), tag };
+    let seed = config.instance.as_str().bytes().fold(0, |seed: u64, byte| {
+        seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
+    });
+    let policy = Policy {
+        group: config.group.clone(),
+        boot_deadline: config.boot_deadline,
+        backoff: config.backoff.0,
+        backoff_max: config.backoff.1,
+        seed,
+    };
+    let tools = Rc::new(Tools {
+        config,
+        store,
+        origin: Arc::new(origin),
+        around,
+        before: RefCell::new(None),
+        // A reload that the last run asked for may still be under way.
+        is_unsettled: Cell::new(journal.swap.is_some()),
+    });
+    let found = look(&tools).await?;
+    info!(
+        instance = %journal.instance,
+        current = found.current.as_ref().map(Revision::as_str),
+        running = found.is_running,
+        releases = found.releases.len(),
+        unfinished = journal.swap.is_some(),
+        "started"
+    );
+    let (machine, effects) = Machine::new(policy, journal, found);
+    Ok((Shell::new(tools, machine, source, lock), effects))
+}
+
+/// Finds out what is on disk, and whether the live release runs.
+async fn look(tools: &Tools) -> Result<Found, StartError> {
+    let store = &tools.store;
+    let current = store.live();
+    let mut is_running = false;
+    if let Some(revision) = &current
+        && let Some(marker) = store.marker(revision)
+    {
+        let recipe = Recipe::parse(&marker.recipe).map_err(|source| StartError::NoStart {
+            revision: revision.clone(),
+            source,
+        })?;
+        match manager::find(&finder(tools, &recipe), &CancellationToken::new()).await {
+            Ok(process) => is_running = process.is_some(),
+            Err(error) => {
+                warn!(error = error::chain(&error), "no manager is proved to run");
+            }
+        }
+    }
+    Ok(Found { releases: store.complete(), current, is_running })
+}
+
+/// Who recipes run as: never root.
+fn account(config: &Config) -> Result<Option<Account>, StartError> {
+    let own = process::own_uid();
+    let at = || config.path.clone();
+    match &config.user {
+        None if own == 0 => Err(StartError::NoUser { config: at() }),
+        None => Ok(None),
+        Some(user) => {
+            let account = Account::lookup(user).map_err(StartError::Account)?;
+            if own != 0 && account.uid != own {
+                return Err(StartError::OtherUser { config: at(), own, user: user.clone() });
+            }
+            Ok((own == 0).then_some(account))
+        }
+    }
+}
+
+fn origin(config: &Config) -> Result<Origin, OriginError> {
+    use std::time::Duration;
+    let git = &config.git;
+    let token = git.credential.as_deref().map(Secret::read).transpose()?;
+    Origin::new(OriginConfig {
+        url: git.url.clone(),
+        branch: git.branch.clone(),
+        token,
+        allow_http: git.allow_http,
+        verify_branch: git.verify_branch,
+        ca_file: git.ca_file.clone(),
+        connect: Duration::from_secs_f64(git.connect_s),
+        stall: Duration::from_secs_f64(git.stall_s),
+        total: Duration::from_secs_f64(git.total_s),
+    })
+}
