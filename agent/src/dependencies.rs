@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::{Install, RelativePath};
 
-use crate::process::{self, Account, Job, ProcessError};
+use crate::process::{self, Environment, Job, ProcessError, Remains, RunAs};
 use crate::release::{self, Barrier, DiskError, Store, failed};
 
 mod tree;
@@ -34,17 +34,6 @@ pub use tree::TreeFault;
 
 /// How long the runtime's command may take: it prints a version.
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Where children of the agent get their surroundings from.
-#[derive(Debug, Clone)]
-pub struct Surroundings {
-    /// Who they run as; `None`: as the agent itself.
-    pub account: Option<Account>,
-    /// The environment they may have.
-    pub environment: BTreeMap<String, String>,
-    /// Marks them as this agent's, so that none is left behind.
-    pub tag: String,
-}
 
 /// What an install is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,18 +107,24 @@ pub async fn key(
     install: &Install,
     tree: &Path,
     scratch: &Path,
-    around: &Surroundings,
+    run_as: &RunAs,
     stop: &CancellationToken,
 ) -> Result<Key, InstallError> {
     let runtime = match &install.runtime {
         None => None,
         Some(command) => {
-            let home = home(scratch, around)?;
-            let mut job = Job::new("runtime", command, scratch, RUNTIME_DEADLINE, &around.tag);
-            job.account = around.account.as_ref();
-            job.environment = surroundings(around, &home, None);
+            let job = Job {
+                label: "runtime",
+                command,
+                cwd: scratch,
+                run_as,
+                extra: home(scratch, run_as)?,
+                deadline: RUNTIME_DEADLINE,
+                capture: true,
+                remains: Remains::End,
+            };
             let output = process::run(&job, stop).await.map_err(InstallError::Runtime)?;
-            Some(output.stdout.trim().to_owned())
+            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         }
     };
     let mut inputs = BTreeMap::new();
@@ -191,21 +186,27 @@ pub async fn install(
     key: &Key,
     tree: &Path,
     scratch: &Path,
-    around: &Surroundings,
+    run_as: &RunAs,
     stop: &CancellationToken,
 ) -> Result<(), InstallError> {
     let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
     let work = scratch.join("install");
-    own_dir(&work, around)?;
+    own_dir(&work, run_as)?;
     for input in &install.inputs {
-        tree::copy_input(tree, input, &work, around.account.as_ref())?;
+        tree::copy_input(tree, input, &work, run_as.account.as_ref())?;
     }
-    let home = home(scratch, around)?;
-    let cache = package_cache(store, around)?;
-    let mut job =
-        Job::new("install", &install.command, &work, install.timeout, &around.tag);
-    job.account = around.account.as_ref();
-    job.environment = surroundings(around, &home, Some(&cache));
+    let mut extra = home(scratch, run_as)?;
+    extra.extend(package_cache(store, run_as)?);
+    let job = Job {
+        label: "install",
+        command: &install.command,
+        cwd: &work,
+        run_as,
+        extra,
+        deadline: install.timeout,
+        capture: false,
+        remains: Remains::End,
+    };
     process::run(&job, stop).await.map_err(InstallError::Command)?;
 
     let sealed = scratch.join("sealed");
@@ -221,7 +222,7 @@ pub async fn install(
         let place = sealed.join(output.as_str());
         make_parents(&sealed, output)?;
         fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;
-        if around.account.is_some() {
+        if run_as.account.is_some() {
             tree::seal(&place).map_err(failed("seal", &place))?;
         }
     }
@@ -243,7 +244,7 @@ pub fn link(
     install: &Install,
     key: &Key,
     tree: &Path,
-    around: &Surroundings,
+    run_as: &RunAs,
 ) -> Result<(), InstallError> {
     let place = store.dependencies().join(&key.digest);
     for output in &install.outputs {
@@ -252,7 +253,7 @@ pub fn link(
             return Err(InstallError::InTree { output: output.clone() });
         }
         make_parents(tree, output)?;
-        let is_sealed = around.account.is_some();
+        let is_sealed = run_as.account.is_some();
         tree::link(&place.join(output.as_str()), &linked, is_sealed)
             .map_err(failed("link dependencies into", &linked))?;
     }
@@ -266,48 +267,37 @@ fn make_parents(root: &Path, path: &RelativePath) -> Result<(), DiskError> {
 }
 
 /// A home for one command, that nothing outlives.
-fn home(scratch: &Path, around: &Surroundings) -> Result<PathBuf, DiskError> {
+fn home(scratch: &Path, run_as: &RunAs) -> Result<Environment, DiskError> {
     let home = scratch.join("home");
     if !home.exists() {
-        own_dir(&home, around)?;
+        own_dir(&home, run_as)?;
     }
-    Ok(home)
+    Ok(Environment::from([("HOME".to_owned(), home.display().to_string())]))
 }
 
 /// Where package managers keep what they have downloaded, from one install to the next. They check
 /// what they find there against the lock file's digests.
-fn package_cache(store: &Store, around: &Surroundings) -> Result<PathBuf, DiskError> {
+fn package_cache(store: &Store, run_as: &RunAs) -> Result<Environment, DiskError> {
     let cache = store.package_cache();
     if !cache.exists() {
-        own_dir(&cache, around)?;
+        own_dir(&cache, run_as)?;
     }
-    Ok(cache)
+    let under = |name: &str, dir: &str| (name.to_owned(), cache.join(dir).display().to_string());
+    Ok(Environment::from([
+        under("XDG_CACHE_HOME", "xdg"),
+        under("npm_config_cache", "npm"),
+        under("PIP_CACHE_DIR", "pip"),
+    ]))
 }
 
 /// Makes a directory that the app's user may write.
-pub(crate) fn own_dir(dir: &Path, around: &Surroundings) -> Result<(), DiskError> {
+pub(crate) fn own_dir(dir: &Path, run_as: &RunAs) -> Result<(), DiskError> {
     fs::DirBuilder::new().mode(0o755).create(dir).map_err(failed("create", dir))?;
-    match &around.account {
+    match &run_as.account {
         Some(account) => std::os::unix::fs::lchown(dir, Some(account.uid), Some(account.gid))
             .map_err(failed("give to the app's user", dir)),
         None => Ok(()),
     }
-}
-
-fn surroundings(
-    around: &Surroundings,
-    home: &Path,
-    cache: Option<&Path>,
-) -> BTreeMap<String, String> {
-    let mut environment = around.environment.clone();
-    environment.insert("HOME".to_owned(), home.display().to_string());
-    if let Some(cache) = cache {
-        let under = |name: &str| cache.join(name).display().to_string();
-        environment.insert("XDG_CACHE_HOME".to_owned(), under("xdg"));
-        environment.insert("npm_config_cache".to_owned(), under("npm"));
-        environment.insert("PIP_CACHE_DIR".to_owned(), under("pip"));
-    }
-    environment
 }
 
 /// Empties the package managers' caches once they are larger than `max_mib`.

@@ -10,8 +10,10 @@
 //! deploy should do next.
 
 pub mod config;
+pub mod dependencies;
 pub mod error;
 pub mod journal;
 pub mod machine;
+pub mod process;
 pub mod release;
 pub mod source;

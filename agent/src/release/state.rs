@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towline_protocol::ids::Instance;
@@ -10,6 +12,10 @@ use towline_protocol::report::Report;
 
 use super::{DiskError, Store, durable, failed};
 use crate::journal::{self, Journal};
+
+/// How often, and how far apart, a lock that is held is tried again before it counts as an agent's.
+const LOOKS: u32 = 5;
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Held for as long as this value, and no longer than the process: the kernel lets go of it.
 #[derive(Debug)]
@@ -50,17 +56,22 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .map_err(failed("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: self.dir().to_owned() }),
-            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        for _ in 0..LOOKS {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock { _file: file }),
+                // Another command may be having a look at it, for a moment.
+                Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
+                Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
+            }
         }
+        Err(DiskError::Locked { path: self.dir().to_owned() })
     }
 
-    /// Is the app's lock held by some agent?
+    /// Is the app's lock held by some agent? Looks without holding it.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        matches!(self.lock(), Err(DiskError::Locked { .. }))
+        let Ok(file) = File::open(self.state().join("lock")) else { return false };
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 
     /// Reads the journal, or begins one. The second value says what became of one that is broken.
