@@ -12,6 +12,7 @@
 pub mod config;
 pub mod dependencies;
 pub mod error;
+pub mod git;
 pub mod journal;
 pub mod machine;
 pub mod process;

@@ -1,0 +1,324 @@
+//! One instance on loopback: the real agent, the real app, in a directory of their own.
+//!
+//! Everything waits for a state with a deadline; nothing waits for a length of time. Whatever was
+//! started here is ended by its pid when the value is dropped, also when a test fails.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, geteuid};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::app;
+
+/// How long a state is waited for: far longer than it takes, so that a slow machine fails no test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who the app runs as where the agent is root; an account that every system has.
+const USER: &str = "nobody";
+
+/// One instance.
+#[derive(Debug)]
+pub struct Host {
+    root: TempDir,
+    /// Where the app listens.
+    pub port: u16,
+    generation: u64,
+    agent: Option<Child>,
+    /// Lines that replace or extend the host config's tables.
+    config: String,
+}
+
+impl Host {
+    /// Lays out an instance whose origin is at `url`; nothing runs yet.
+    ///
+    /// - `git`: further lines of `[git]`; `more`: further tables of the config.
+    #[must_use]
+    pub fn new(url: &str, git: &str, more: &str) -> Self {
+        Self::on_port(app::free_port(), url, git, more)
+    }
+
+    /// Like [`Host::new`], for an app whose port was chosen before.
+    #[must_use]
+    pub fn on_port(port: u16, url: &str, git: &str, more: &str) -> Self {
+        let root = tempfile::Builder::new().prefix("towline-").tempdir().expect("a temp dir");
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(root.path(), mode).expect("it is ours");
+        let host = Self { root, port, generation: 0, agent: None, config: String::new() };
+        fs::create_dir(host.dir()).expect("a new directory");
+        let run = host.dir().join("shared/run");
+        fs::create_dir_all(&run).expect("a new directory");
+        fs::write(run.join("port"), port.to_string()).expect("a new file");
+        if geteuid().is_root() {
+            let user = User::from_name(USER).ok().flatten().expect("every system has it");
+            chown(&run, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("we are root");
+        }
+        let user = if geteuid().is_root() { format!("user = \"{USER}\"\n") } else { String::new() };
+        // What npm needs to reach its registry from here, where anything is needed at all.
+        let pass = "pass_env = [\"NODE_EXTRA_CA_CERTS\", \"HTTPS_PROXY\", \"https_proxy\"]\n";
+        let allow = if url.starts_with("http:") { "allow_http = true\n" } else { "" };
+        let text = format!(
+            "group = \"web\"\ninstance = \"i-test\"\ndir = {:?}\n{user}{pass}[source]\nfile = \
+             {:?}\n[git]\nurl = {url:?}\n{allow}{git}\n[keep]\nfree_mib = 16\n[retry]\nfirst_s = \
+             0.2\nmax_s = 2\n{more}\n",
+            host.dir(),
+            host.target_file(),
+        );
+        fs::write(host.config_file(), &text).expect("a new file");
+        Self { config: text, ..host }
+    }
+
+    /// Replaces a piece of the host config.
+    pub fn reconfigure(&mut self, from: &str, to: &str) {
+        assert!(self.config.contains(from), "{from} is in the config");
+        self.config = self.config.replacen(from, to, 1);
+        fs::write(self.config_file(), &self.config).expect("it is ours");
+    }
+
+    /// The app's directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.root.path().join("web")
+    }
+
+    /// Host config.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.root.path().join("web.toml")
+    }
+
+    /// The target file.
+    #[must_use]
+    pub fn target_file(&self) -> PathBuf {
+        self.root.path().join("target.json")
+    }
+
+    /// Names the next target.
+    pub fn target(&mut self, revision: &str) {
+        self.target_with(revision, json!({}));
+    }
+
+    /// Names the next target, with further fields.
+    pub fn target_with(&mut self, revision: &str, more: Value) {
+        self.generation += 1;
+        let mut target = json!({
+            "version": 1, "group": "web", "epoch": 1, "generation": self.generation,
+            "revision": revision,
+        });
+        let fields = target.as_object_mut().expect("an object");
+        fields.extend(more.as_object().expect("an object").clone());
+        self.write_target(&target.to_string());
+    }
+
+    /// Replaces the target file, as whoever moves a target should.
+    pub fn write_target(&self, text: &str) {
+        let new = self.root.path().join("target.new");
+        fs::write(&new, text).expect("a new file");
+        fs::rename(new, self.target_file()).expect("the same directory");
+    }
+
+    /// A command line of the agent.
+    #[must_use]
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(agent());
+        command.arg(name).arg("--config").arg(self.config_file());
+        command
+    }
+
+    /// Applies the target once; returns the exit code and what was logged.
+    #[must_use]
+    pub fn once(&self) -> (i32, String) {
+        let output =
+            self.command("once").args(["--log", "json"]).output().expect("the agent was built");
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap_or(-1), log)
+    }
+
+    /// Starts the agent; its log is appended to.
+    pub fn run(&mut self) {
+        assert!(self.agent.is_none(), "one agent at a time");
+        let log = File::options().create(true).append(true).open(self.log_file()).expect("a log");
+        let agent = self
+            .command("run")
+            .args(["--log", "json"])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the agent was built");
+        self.agent = Some(agent);
+    }
+
+    /// The agent's pid.
+    #[must_use]
+    pub fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().expect("it was started").id()
+    }
+
+    /// Kills the agent, and nothing else.
+    pub fn kill(&mut self) {
+        let mut agent = self.agent.take().expect("it was started");
+        agent.kill().expect("it is ours");
+        agent.wait().expect("it is ours");
+    }
+
+    /// Asks the agent to end, and waits for it.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let mut agent = self.agent.take().expect("it was started");
+        signal(agent.id(), Signal::SIGTERM);
+        agent.wait().expect("it is ours")
+    }
+
+    /// Is the agent alive?
+    pub fn is_alive(&mut self) -> bool {
+        self.agent.as_mut().is_some_and(|agent| agent.try_wait().is_ok_and(|end| end.is_none()))
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.root.path().join("agent.log")
+    }
+
+    /// Everything that the agents started by [`Host::run`] have logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// What `towline-agent status --json` says; null where no agent has run.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let output = self.command("status").arg("--json").output().expect("the agent was built");
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// Waits until the status is as wanted, and returns it.
+    pub fn await_status(&mut self, what: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        self.await_some(what, |host| {
+            let status = host.status()["status"].take();
+            is_wanted(&status).then_some(status)
+        })
+    }
+
+    /// Waits until this revision is served, healthy, and nothing is under way.
+    pub fn await_serving(&mut self, revision: &str) -> Value {
+        self.await_status(&format!("{revision} to be served"), |status| {
+            status["serving"] == revision
+                && status["health"] == "healthy"
+                && matches!(status["phase"].as_str(), Some("idle" | "waiting"))
+        })
+    }
+
+    /// Waits until there is something.
+    pub fn await_some<T>(&mut self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {
+        let step = Duration::from_millis(10);
+        for _ in 0..PATIENCE.as_millis() / step.as_millis() {
+            if let Some(found) = look(self) {
+                return found;
+            }
+            thread::sleep(step);
+        }
+        let app = fs::read_to_string(self.dir().join("shared/run/app.log")).unwrap_or_default();
+        panic!("waited in vain for {what}\nstatus: {:#}\nlog:\n{}\napp:\n{app}", self.status(), self.log());
+    }
+
+    /// The revision that the app's own answer names.
+    #[must_use]
+    pub fn served(&self) -> Option<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let request = "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let body = &answer[answer.find('{')?..=answer.rfind('}')?];
+        let body: Value = serde_json::from_str(body).ok()?;
+        body["revision"].as_str().map(str::to_owned)
+    }
+
+    /// The revision that `current` points at.
+    #[must_use]
+    pub fn current(&self) -> Option<String> {
+        let link = fs::read_link(self.dir().join("current")).ok()?;
+        Some(link.file_name()?.to_str()?.to_owned())
+    }
+
+    /// The pids of this host's processes whose command line holds `word`; those of the app by their
+    /// directory or environment, those of an install by theirs.
+    #[must_use]
+    pub fn processes(&self, word: &str) -> Vec<u32> {
+        let own = self.root.path().to_str().expect("a temp dir's name is text");
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let holds = |bytes: &[u8], text: &str| {
+                bytes.windows(text.len()).any(|window| window == text.as_bytes())
+            };
+            let line = read("cmdline");
+            let is_agent = self.agent.as_ref().is_some_and(|agent| agent.id() == pid);
+            if !is_agent
+                && pid != std::process::id()
+                && holds(&line, word)
+                && (holds(&read("environ"), own) || holds(&line, own))
+            {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    /// Ends the app at once, as a power cut would.
+    pub fn kill_app(&self) {
+        for _ in 0..50 {
+            let pids = self.processes("");
+            if pids.is_empty() {
+                return;
+            }
+            for pid in pids {
+                signal(pid, Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Runs a command of the agent that needs no config, such as `check`.
+    #[must_use]
+    pub fn agent(arguments: &[&str]) -> (i32, String, String) {
+        let output = Command::new(agent()).args(arguments).output().expect("the agent was built");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            drop(agent.kill());
+            drop(agent.wait());
+        }
+        self.kill_app();
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // It may have ended by itself.
+        drop(kill(Pid::from_raw(pid), signal));
+    }
+}
+
+/// The agent's binary, beside the test's own.
+fn agent() -> PathBuf {
+    let own = std::env::current_exe().expect("a running program has a path");
+    let beside = |dir: &Path| dir.join("towline-agent");
+    let found = own.ancestors().skip(1).take(2).map(beside).find(|path| path.is_file());
+    found.expect("build the agent first: cargo build -p towline-agent")
+}
