@@ -12,17 +12,16 @@ use std::sync::Arc;
 
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Recipe, RecipeError};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::dependencies::Surroundings;
 use crate::error;
 use crate::git::{Origin, OriginConfig, OriginError, Secret};
 use crate::machine::{Effect, Found, Machine, Policy};
-use crate::manager;
-use crate::process::{self, Account, AccountError};
+use crate::process::{self, Account, AccountError, RunAs};
 use crate::release::{DiskError, Store};
-use crate::shell::{Shell, Tools, finder};
+use crate::shell::{Shell, Tools, finder, look};
 use crate::source::file::FileSource;
 
 /// Why an agent could not start.
@@ -130,7 +129,8 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     let path = config.target_file.clone();
     let source = FileSource::watch(&path, &config.group)
         .map_err(|source| StartError::Source { path, source })?;
-    let around = Surroundings { account, environment: config.environment.clone(), tag };
+    let environment = config.environment.clone();
+    let run_as = RunAs { account, environment, tag, grace: process::GRACE };
     let seed = config.instance.as_str().bytes().fold(0, |seed: u64, byte| {
         seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
     });
@@ -145,12 +145,12 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         config,
         store,
         origin: Arc::new(origin),
-        around,
+        run_as,
         before: RefCell::new(None),
         // A reload that the last run asked for may still be under way.
         is_unsettled: Cell::new(journal.swap.is_some()),
     });
-    let found = look(&tools).await?;
+    let found = survey(&tools).await?;
     info!(
         instance = %journal.instance,
         current = found.current.as_ref().map(Revision::as_str),
@@ -164,7 +164,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
 }
 
 /// Finds out what is on disk, and whether the live release runs.
-async fn look(tools: &Tools) -> Result<Found, StartError> {
+async fn survey(tools: &Tools) -> Result<Found, StartError> {
     let store = &tools.store;
     let current = store.live();
     let mut is_running = false;
@@ -175,7 +175,7 @@ async fn look(tools: &Tools) -> Result<Found, StartError> {
             revision: revision.clone(),
             source,
         })?;
-        match manager::find(&finder(tools, &recipe), &CancellationToken::new()).await {
+        match look(tools, &finder(tools, &recipe), &CancellationToken::new()).await {
             Ok(process) => is_running = process.is_some(),
             Err(error) => {
                 warn!(error = error::chain(&error), "no manager is proved to run");
@@ -187,7 +187,7 @@ async fn look(tools: &Tools) -> Result<Found, StartError> {
 
 /// Who recipes run as: never root.
 fn account(config: &Config) -> Result<Option<Account>, StartError> {
-    let own = process::own_uid();
+    let own = Account::own().uid;
     let at = || config.path.clone();
     match &config.user {
         None if own == 0 => Err(StartError::NoUser { config: at() }),

@@ -9,12 +9,17 @@
 //! `machine` and `journal` decide and never act; everything else acts and never decides what a
 //! deploy should do next.
 
+pub mod bootstrap;
 pub mod config;
 pub mod dependencies;
 pub mod error;
 pub mod git;
+pub mod health;
 pub mod journal;
 pub mod machine;
+pub mod manager;
 pub mod process;
 pub mod release;
+pub mod shell;
 pub mod source;
+pub mod status;

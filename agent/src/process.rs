@@ -16,6 +16,9 @@
 //! the environment, which a daemon keeps when it calls `setsid` and forks twice. A process that
 //! leaves the session *and* starts anew with an empty environment is not found.
 //!
+//! A child also dies with the thread that started it (`PR_SET_PDEATHSIG` means the thread), so [`run`]
+//! is for the agent's main thread, which runs the runtime, and not for a pool's.
+//!
 //! Dropping [`run`]'s future kills the child's process group at once and sweeps the rest in a task of
 //! the runtime; what the runtime no longer gets to is for [`end_leftovers`] at the next start.
 //!
@@ -25,12 +28,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::CommandLine;
@@ -49,10 +56,10 @@ pub use error::ProcessError;
 pub use launch::{Launched, launch};
 
 use contain::{Contained, Ending, Marker, Target};
-pub(crate) use log::one_line;
+pub(crate) use log::{clean, one_line};
 pub(crate) use table::{
     Stat, TICKS_PER_SECOND, all, arguments, descendants, executable, now_ticks, off_thread,
-    own_line, real_uid, working_directory,
+    own_line, real_uid, session_members, working_directory,
 };
 
 /// The environment of a child, by name.
@@ -275,6 +282,13 @@ fn confine(command: &mut Command, contained: bool) {
     }
 }
 
+/// Has the runtime wait for a pidfd, which is readable once its process has exited.
+#[allow(unsafe_code, reason = "tokio leaves it to the caller that a descriptor stays what it is")]
+fn watch_exit(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and stays the same descriptor until it is dropped, by `AsyncFd`.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+}
+
 /// The most descriptors that are closed one by one, on kernels that cannot close a range.
 const DESCRIPTORS_MAX: u64 = 65_536;
 
@@ -349,12 +363,42 @@ mod tests {
         let cwd = Path::new("/srv/web/current");
         let cases = [
             ("a default path", run_as(&[]), Environment::new(), "PATH", Some(PATH)),
-            ("the caller's path", run_as(&[("PATH", "/x")]), Environment::new(), "PATH", Some("/x")),
-            ("the account's home", run_as(&[("HOME", "/root")]), Environment::new(), "HOME", Some("/home/app")),
+            (
+                "the caller's path",
+                run_as(&[("PATH", "/x")]),
+                Environment::new(),
+                "PATH",
+                Some("/x"),
+            ),
+            (
+                "the account's home",
+                run_as(&[("HOME", "/root")]),
+                Environment::new(),
+                "HOME",
+                Some("/home/app"),
+            ),
             ("the job's home", run_as(&[]), extra, "HOME", Some("/tmp/home")),
-            ("the account's name", run_as(&[("USER", "root")]), Environment::new(), "USER", Some("app")),
-            ("the logical directory", run_as(&[("PWD", "/")]), Environment::new(), "PWD", Some("/srv/web/current")),
-            ("no marker from outside", run_as(&[("TOWLINE_CHILD", "x")]), Environment::new(), "TOWLINE_CHILD", None),
+            (
+                "the account's name",
+                run_as(&[("USER", "root")]),
+                Environment::new(),
+                "USER",
+                Some("app"),
+            ),
+            (
+                "the logical directory",
+                run_as(&[("PWD", "/")]),
+                Environment::new(),
+                "PWD",
+                Some("/srv/web/current"),
+            ),
+            (
+                "no marker from outside",
+                run_as(&[("TOWLINE_CHILD", "x")]),
+                Environment::new(),
+                "TOWLINE_CHILD",
+                None,
+            ),
         ];
         for (rule, run_as, extra, name, expected) in cases {
             let all = environment(&run_as, &extra, cwd);

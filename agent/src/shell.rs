@@ -25,11 +25,12 @@ use towline_protocol::report::{Cause, Phase, Report};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
-use crate::dependencies::{self, Surroundings};
+use crate::dependencies;
 use crate::error as errors;
 use crate::git::{Cache, Limits, Origin};
 use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
 use crate::manager;
+use crate::process::RunAs;
 use crate::release::Store;
 use crate::release::state::{Lock, Status};
 use crate::source::Word;
@@ -39,7 +40,7 @@ mod activate;
 mod prepare;
 mod probe;
 
-pub(crate) use activate::finder;
+pub(crate) use activate::{finder, look};
 
 /// What the shell's tasks work with.
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub struct Tools {
     pub store: Store,
     /// Where revisions come from.
     pub origin: Arc<Origin>,
-    /// What children get.
-    pub around: Surroundings,
+    /// Who children run as, and with what.
+    pub run_as: RunAs,
     /// The workers as they were before the last signal, for the proof that follows it.
     pub(crate) before: RefCell<Option<manager::Snapshot>>,
     /// May a reload still be under way, of which nothing is known?

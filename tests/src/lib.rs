@@ -2,4 +2,6 @@
 //! load that they put on it.
 
 pub mod app;
+pub mod host;
 pub mod load;
+pub mod origin;

@@ -87,12 +87,7 @@ impl Account {
 
 impl From<User> for Account {
     fn from(user: User) -> Account {
-        Account {
-            uid: user.uid.as_raw(),
-            gid: user.gid.as_raw(),
-            name: user.name,
-            home: user.dir,
-        }
+        Account { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: user.name, home: user.dir }
     }
 }
 

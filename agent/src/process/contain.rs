@@ -16,7 +16,6 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
     pidfd_send_signal, waitid,
 };
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,6 +26,7 @@ use super::streams::Streams;
 use super::table::{self, Stat};
 use super::{
     Environment, Exit, Job, MARKER_APP, MARKER_JOB, ProcessError, Remains, assemble, foreign,
+    watch_exit,
 };
 
 /// How often what remains is looked for and killed before it is given up.
@@ -59,8 +59,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Returns those that are left, zombies not counted.
-    fn remaining(&self) -> Vec<Stat> {
+    /// Returns those that are left, zombies not counted, and whether each is known by descent.
+    fn remaining(&self) -> Vec<(Stat, bool)> {
         let spared = table::own_line();
         let all = table::all();
         let descendants: BTreeSet<i32> = self
@@ -72,7 +72,9 @@ impl Target {
             .collect();
         all.into_iter()
             .filter(|stat| !stat.ended && !stat.kernel && !spared.contains(&stat.pid))
-            .filter(|stat| descendants.contains(&stat.pid) || self.recognises(stat))
+            .map(|stat| (descendants.contains(&stat.pid), stat))
+            .filter(|(descends, stat)| *descends || self.recognises(stat))
+            .map(|(descends, stat)| (stat, descends))
             .collect()
     }
 
@@ -87,11 +89,12 @@ impl Target {
     /// Signals the processes that are left, and returns them with their pidfds.
     fn signal(&self, signal: Signal) -> Vec<(Stat, OwnedFd)> {
         let mut reached = Vec::new();
-        for stat in self.remaining() {
+        for (stat, descends) in self.remaining() {
             let Some(pidfd) = open(stat.pid) else { continue };
-            // Read again now that the pidfd holds on to whoever has the pid: the same process?
+            // Read again now that the pidfd holds on to whoever has the pid. If that ended in
+            // between and the pid went to another, the signal is refused.
             let same = Stat::read(stat.pid).is_some_and(|now| {
-                now.start_ticks == stat.start_ticks && (now.parent != 1 || self.recognises(&now))
+                now.start_ticks == stat.start_ticks && (descends || self.recognises(&now))
             });
             if same && pidfd_send_signal(&pidfd, signal).is_ok() {
                 if signal == Signal::TERM {
@@ -137,7 +140,7 @@ pub(super) async fn end(target: &Target, grace: Duration) -> usize {
     let remaining = target.clone();
     let pids: Vec<i32> = table::off_thread(move || remaining.remaining())
         .await
-        .map(|left| left.iter().map(|stat| stat.pid).collect())
+        .map(|left| left.iter().map(|(stat, _)| stat.pid).collect())
         .unwrap_or_default();
     if !pids.is_empty() {
         warn!(?pids, "could not end processes that a command had started");
@@ -165,7 +168,7 @@ async fn wait_until_gone(target: &Target, grace: Duration, some: bool) {
 
 /// Waits for a killed process, and reaps it where it has become a child of the agent.
 async fn wait_for_exit(stat: &Stat, pidfd: OwnedFd, leader: Option<i32>) {
-    let Ok(pidfd) = AsyncFd::with_interest(pidfd, Interest::READABLE) else { return };
+    let Ok(pidfd) = watch_exit(pidfd) else { return };
     let gone = timeout(KILLED_WAIT_MAX, pidfd.readable()).await.is_ok();
     // Where the agent is the subreaper or pid 1, orphans come to it. The direct child is left alone:
     // its status is still wanted. Anything else is no child of the agent, and is refused.
@@ -237,7 +240,7 @@ impl Contained {
         let mut contained = Contained { child, exited: None, streams, target, armed: true };
         // From here on the child is killed if anything fails.
         let pidfd = leader.and_then(open).ok_or_else(io::Error::last_os_error);
-        let exited = pidfd.and_then(|pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE));
+        let exited = pidfd.and_then(watch_exit);
         contained.exited = Some(exited.map_err(|source| ProcessError::Watch {
             label: job.label.to_owned(),
             command: job.command.to_string(),
@@ -247,11 +250,7 @@ impl Contained {
     }
 
     /// Reads what the child prints until it exits, its time is up, or `stop` is cancelled.
-    pub(super) async fn follow(
-        &mut self,
-        deadline: Duration,
-        stop: &CancellationToken,
-    ) -> Ending {
+    pub(super) async fn follow(&mut self, deadline: Duration, stop: &CancellationToken) -> Ending {
         let exited = self.exited.as_ref();
         let ending = async {
             let exit = async {

@@ -95,9 +95,9 @@ impl ProcessError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ProcessError::Start { hint, .. } => hint.clone(),
-            ProcessError::User { user, .. } => {
-                Some(format!("run the agent as root or as {user}, or take `user` out of its config"))
-            }
+            ProcessError::User { user, .. } => Some(format!(
+                "run the agent as root or as {user}, or take `user` out of its config"
+            )),
             ProcessError::NotLogFile { path, .. } => {
                 Some(format!("move {} away; the agent makes a new one", path.display()))
             }
@@ -131,7 +131,9 @@ impl ProcessError {
             io::ErrorKind::NotFound if !program.contains('/') => {
                 let all = environment(run_as, &super::Environment::new(), cwd);
                 let path = all.get("PATH").cloned().unwrap_or_default();
-                Some(format!("install {program}, or have the agent's config set PATH; it is {path}"))
+                Some(format!(
+                    "install {program}, or have the agent's config set PATH; it is {path}"
+                ))
             }
             io::ErrorKind::NotFound => Some(format!(
                 "{program} is looked for in {}; if it is there, the interpreter named in its first \

@@ -72,37 +72,18 @@ impl Launched {
     async fn signal(&self, signal: Signal) -> usize {
         let (leader, start_ticks) = (self.pid, self.start_ticks);
         let all = move || {
-            let members = members(leader, start_ticks, &table::all());
+            let members = table::session_members(leader, start_ticks, &table::all());
             let reach = |stat: &&Stat| {
-                let pidfd =
-                    Pid::from_raw(stat.pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+                let pidfd = Pid::from_raw(stat.pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
                 let Some(Ok(pidfd)) = pidfd else { return false };
                 // Read again now that the pidfd holds on to whoever has the pid.
-                Stat::read(stat.pid).as_ref() == Some(*stat)
+                Stat::read(stat.pid).is_some_and(|now| now.start_ticks == stat.start_ticks)
                     && pidfd_send_signal(pidfd, signal).is_ok()
             };
             members.iter().filter(reach).count()
         };
         table::off_thread(all).await.unwrap_or(0)
     }
-}
-
-/// Returns the members of the session that the process `leader`, born at `start_ticks`, has made.
-///
-/// The number of a session is not given to another process while one of its members lives, so a
-/// process that has the leader's pid and another birth shows that the session is gone.
-fn members(leader: i32, start_ticks: u64, all: &[Stat]) -> Vec<Stat> {
-    if all.iter().any(|stat| stat.pid == leader && stat.start_ticks != start_ticks) {
-        return Vec::new();
-    }
-    let spared = table::own_line();
-    let is_member = |stat: &&Stat| {
-        stat.session == leader
-            && stat.start_ticks >= start_ticks
-            && !stat.ended
-            && !spared.contains(&stat.pid)
-    };
-    all.iter().filter(is_member).cloned().collect()
 }
 
 /// Starts `command` in `cwd` and lets it live; its output is appended to `log_file`.
@@ -202,23 +183,6 @@ fn blocking(file: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stat(pid: i32, session: i32, start_ticks: u64) -> Stat {
-        Stat { pid, parent: 1, group: pid, session, start_ticks, ended: false, kernel: false }
-    }
-
-    #[test]
-    fn a_session_is_known_by_its_leader() {
-        let cases = [
-            ("leader and member", vec![stat(50, 50, 9), stat(51, 50, 9), stat(52, 52, 9)], 2),
-            ("the leader was reaped", vec![stat(51, 50, 10)], 1),
-            ("the pid is another's now", vec![stat(50, 50, 11), stat(51, 50, 12)], 0),
-            ("one that is older is no member", vec![stat(51, 50, 8)], 0),
-        ];
-        for (rule, table, expected) in cases {
-            assert_eq!(members(50, 9, &table).len(), expected, "{rule}");
-        }
-    }
 
     #[test]
     fn a_log_file_is_a_plain_file_of_its_own() {

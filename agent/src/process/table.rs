@@ -116,6 +116,24 @@ pub(crate) fn descendants(root: i32, table: &[Stat]) -> Vec<(i32, Stat)> {
     found
 }
 
+/// Returns the members of the session that the process `leader`, born at `start_ticks`, has made.
+///
+/// The number of a session is not given to another process while one of its members lives, so a
+/// process that has the leader's pid and another birth shows that the session is gone.
+pub(crate) fn session_members(leader: i32, start_ticks: u64, all: &[Stat]) -> Vec<Stat> {
+    if all.iter().any(|stat| stat.pid == leader && stat.start_ticks != start_ticks) {
+        return Vec::new();
+    }
+    let spared = own_line();
+    let is_member = |stat: &&Stat| {
+        stat.session == leader
+            && stat.start_ticks >= start_ticks
+            && !stat.ended
+            && !spared.contains(&stat.pid)
+    };
+    all.iter().filter(is_member).cloned().collect()
+}
+
 /// Does the environment that `pid` was started with hold all of `entries`, each exactly?
 pub(crate) fn environ_holds(pid: i32, entries: &[String]) -> bool {
     let Some(environ) = read_at_most(&format!("/proc/{pid}/environ"), ENVIRON_BYTES_MAX) else {
@@ -230,8 +248,29 @@ mod tests {
         let mut found: Vec<(i32, i32)> =
             descendants(10, &table).iter().map(|(branch, stat)| (*branch, stat.pid)).collect();
         found.sort_unstable();
-        assert_eq!(found, [(11, 11), (11, 12), (13, 14)], "zombies are left out, not their children");
+        assert_eq!(
+            found,
+            [(11, 11), (11, 12), (13, 14)],
+            "zombies are left out, not their children"
+        );
         assert_eq!(descendants(30, &table).len(), 1, "a loop ends");
+    }
+
+    fn stat(pid: i32, session: i32, start_ticks: u64) -> Stat {
+        Stat { pid, parent: 1, group: pid, session, start_ticks, ended: false, kernel: false }
+    }
+
+    #[test]
+    fn a_session_is_known_by_its_leader() {
+        let cases = [
+            ("leader and member", vec![stat(50, 50, 9), stat(51, 50, 9), stat(52, 52, 9)], 2),
+            ("the leader was reaped", vec![stat(51, 50, 10)], 1),
+            ("the pid is another's now", vec![stat(50, 50, 11), stat(51, 50, 12)], 0),
+            ("one that is older is no member", vec![stat(51, 50, 8)], 0),
+        ];
+        for (rule, table, expected) in cases {
+            assert_eq!(session_members(50, 9, &table).len(), expected, "{rule}");
+        }
     }
 
     #[test]

@@ -17,18 +17,21 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Find, Recipe, Reload, RestartWhen};
 use towline_protocol::report::Cause;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Tools;
 use crate::error;
 use crate::machine::{How, Outcome};
-use crate::manager::{self, Finder, Process, Snapshot};
-use crate::process::{self, Job};
+use crate::manager::{self, Absence, Context, FindError, Finding, Process, SignalError, Snapshot};
+use crate::process::{self, Job, Remains};
 use crate::release::Marker;
 
 /// How long a manager that was told to stop gets to be replaced by its own supervisor before it is
 /// started by us.
 const COMES_BACK: Duration = Duration::from_millis(300);
+
+/// How long workers must hold still for a reload to count as over.
+const STILL: Duration = Duration::from_secs(1);
 
 /// How much of the app's log is shown where a release fails.
 const LOG_BYTES: u64 = 4096;
@@ -47,16 +50,46 @@ fn marker_of(tools: &Tools, revision: &Revision) -> Result<Marker, String> {
     marker.ok_or_else(|| format!("the release {} is not complete on disk", revision.short()))
 }
 
-/// Says how the manager of a recipe is found on this host.
-pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Finder {
-    let find = match &recipe.manager.find {
+/// Says how the manager of a recipe is found on this host: by an absolute path.
+pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Find {
+    match &recipe.manager.find {
         // A relative one lies in a shared directory, as the recipe's own check has it.
         Find::PidFile(path) if !path.starts_with('/') => {
             Find::PidFile(tools.store.shared().join(path).display().to_string())
         }
         other => other.clone(),
-    };
-    Finder { find, around: tools.around.clone(), cwd: tools.store.current() }
+    }
+}
+
+/// Looks for a manager that is proved to be it.
+///
+/// # Errors
+///
+/// Where it is open whether one runs, so that nothing may be signalled or started.
+pub(crate) async fn look(
+    tools: &Tools,
+    find: &Find,
+    stop: &CancellationToken,
+) -> Result<Option<Process>, FindError> {
+    let current = tools.store.current();
+    // Before the first release there is no `current` to run a status command in.
+    let cwd = if current.exists() { &current } else { tools.store.dir() };
+    match manager::find(find, &Context { run_as: &tools.run_as, cwd, stop }).await {
+        Ok(Finding::Running(process)) => Ok(Some(process)),
+        Ok(Finding::Nothing(absence)) => {
+            if let Absence::Stale { .. } = absence {
+                debug!(%absence, "no manager runs");
+            }
+            Ok(None)
+        }
+        // A file that a crash left empty names nobody: nothing is signalled, and the app's own start
+        // writes it anew.
+        Err(error @ FindError::Text { .. }) => {
+            warn!(error = error::chain(&error), "no manager is proved to run");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Points `current` at `to` and has its manager follow.
@@ -91,8 +124,8 @@ struct Work<'a> {
     to: Revision,
     recipe: Recipe,
     /// How the manager that runs now is found: by the recipe that started it.
-    outgoing: Finder,
-    incoming: Finder,
+    outgoing: Find,
+    incoming: Find,
     needs_restart: Option<&'static str>,
     stop: &'a CancellationToken,
 }
@@ -118,7 +151,7 @@ impl<'a> Work<'a> {
         };
         let needs_restart = if how == How::Restart {
             Some("restart")
-        } else if outgoing.find != incoming.find {
+        } else if outgoing != incoming {
             Some("restart: the recipe names another manager")
         } else if asks(RestartWhen::Install) && differs(|marker| &marker.dependencies) {
             Some("restart: other dependencies")
@@ -137,13 +170,16 @@ impl<'a> Work<'a> {
             && self.tools.is_unsettled.get()
         {
             // Two reloads never overlap: one that is under way is waited for.
-            manager::settle(process, self.recipe.manager.timeout, self.stop).await;
+            settle(process, self.recipe.manager.timeout, self.stop).await;
             running = self.find(&self.outgoing).await?;
         }
         self.tools.is_unsettled.set(true);
-        let before = running.as_ref().map(Snapshot::take);
-        let has_workers = before.as_ref().is_some_and(Snapshot::has_workers);
-        *self.tools.before.borrow_mut() = before;
+        let before = match &running {
+            Some(process) => Snapshot::take(process).await,
+            None => Snapshot::nothing(),
+        };
+        let has_workers = !before.workers.is_empty();
+        *self.tools.before.borrow_mut() = Some(before);
         self.tools.store.swap(&self.to).map_err(|error| error::chain(&error))?;
         let Some(process) = running else {
             self.start().await?;
@@ -169,16 +205,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    async fn find(&self, finder: &Finder) -> Result<Option<Process>, String> {
-        match manager::find(finder, self.stop).await {
-            Ok(found) => Ok(found),
-            // Nothing is proved to be the manager, so nothing is signalled; a start replaces the file.
-            Err(error) if error.is_about_content() => {
-                warn!(error = error::chain(&error), "no manager is proved to run");
-                Ok(None)
-            }
-            Err(error) => Err(error::chain(&error)),
-        }
+    async fn find(&self, find: &Find) -> Result<Option<Process>, String> {
+        look(self.tools, find, self.stop).await.map_err(|error| hinted(&error, error.hint()))
     }
 
     /// Returns `false` where the manager ended before it could be told.
@@ -186,15 +214,21 @@ impl<'a> Work<'a> {
         match &self.recipe.manager.reload {
             Reload::Signal(signal) => match manager::signal(process, *signal) {
                 Ok(()) => Ok(true),
-                Err(error) if error.is_gone() => Ok(false),
+                Err(SignalError::Gone { .. }) => Ok(false),
                 Err(error) => Err(error::chain(&error)),
             },
             Reload::Command(command) => {
-                let (around, current) = (&self.tools.around, self.tools.store.current());
-                let timeout = self.recipe.manager.timeout;
-                let mut job = Job::new("reload", command, &current, timeout, &around.tag);
-                job.account = around.account.as_ref();
-                job.environment = around.environment.clone();
+                let job = Job {
+                    label: "reload",
+                    command,
+                    cwd: &self.tools.store.current(),
+                    run_as: &self.tools.run_as,
+                    extra: process::Environment::new(),
+                    deadline: self.recipe.manager.timeout,
+                    capture: false,
+                    // What it leaves may be the app's new processes.
+                    remains: Remains::Leave,
+                };
                 let ran = process::run(&job, self.stop).await;
                 ran.map(|_| true).map_err(|error| error::chain(&error))
             }
@@ -202,9 +236,12 @@ impl<'a> Work<'a> {
     }
 
     async fn restart(&self, process: &Process) -> Result<(), String> {
-        manager::stop(process, self.recipe.manager.timeout, self.stop)
+        let stopped = manager::stop(process, self.recipe.manager.timeout)
             .await
-            .map_err(|error| error::chain(&error))?;
+            .map_err(|error| hinted(&error, error.hint()))?;
+        if stopped.killed > 0 {
+            warn!(killed = stopped.killed, "processes of the app did not end in time and were killed");
+        }
         // A supervisor of the app's own may have brought it back by now.
         let deadline = Instant::now() + COMES_BACK;
         while Instant::now() < deadline {
@@ -218,26 +255,23 @@ impl<'a> Work<'a> {
 
     /// Starts the manager, and waits until it is found.
     async fn start(&self) -> Result<(), String> {
-        let (around, store) = (&self.tools.around, &self.tools.store);
+        let (run_as, store) = (&self.tools.run_as, &self.tools.store);
         let timeout = self.recipe.manager.timeout;
         let log = store.log().join("app.log");
         if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
             drop(fs::remove_file(&log));
         }
         let current = store.current();
-        let mut job =
-            Job::new("start", &self.recipe.manager.start, &current, timeout, &around.tag);
-        job.account = around.account.as_ref();
-        job.environment = around.environment.clone();
-        let mut launched =
-            process::launch(&job, &log).await.map_err(|error| error::chain(&error))?;
+        let launched = process::launch(&self.recipe.manager.start, &current, run_as, &log)
+            .await
+            .map_err(|error| hinted(&error, error.hint()))?;
         let deadline = Instant::now() + timeout;
         loop {
             if self.find(&self.incoming).await?.is_some() {
                 return Ok(());
             }
             let failure = match launched.exited() {
-                Some(status) if !status.success() => Some(format!("ended with {status}")),
+                Some(exit) if !exit.is_success() => Some(format!("ended with {exit}")),
                 _ if Instant::now() >= deadline => {
                     Some(format!("no manager was found within {} s", timeout.as_secs_f64()))
                 }
@@ -245,7 +279,7 @@ impl<'a> Work<'a> {
                 _ => None,
             };
             if let Some(failure) = failure {
-                launched.end().await;
+                launched.end(process::GRACE).await;
                 return Err(format!("start command {}: {failure}", self.recipe.manager.start));
             }
             sleep(Duration::from_millis(20)).await;
@@ -265,10 +299,13 @@ pub(super) async fn prove(
     };
     let finder = finder(&tools, &recipe);
     let release = tools.store.release(&revision);
-    let before = tools.before.borrow_mut().take();
+    // A restart of the agent lost it; then every worker counts as new that runs from the release.
+    let before = tools.before.borrow_mut().take().unwrap_or_else(Snapshot::nothing);
     let started = Instant::now();
     let timeout = recipe.manager.timeout;
-    match manager::prove(&finder, before.as_ref(), &release, timeout, &stop).await {
+    let current = tools.store.current();
+    let context = Context { run_as: &tools.run_as, cwd: &current, stop: &stop };
+    match manager::prove(&finder, &context, &before, &release, timeout).await {
         Ok(evidence) => {
             tools.is_unsettled.set(false);
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -276,12 +313,36 @@ pub(super) async fn prove(
             Outcome::Proved(evidence)
         }
         Err(error) => {
-            let detail = error::chain(&error);
+            let detail = hinted(&error, error.hint());
             if !stop.is_cancelled() {
                 warn!(%revision, error = detail, log = app_log(&tools), "workers not replaced");
             }
             Outcome::Failed(Cause::Prove, detail)
         }
+    }
+}
+
+/// Waits until the workers hold still: another reload may be under way.
+async fn settle(process: &Process, timeout: Duration, stop: &CancellationToken) {
+    let deadline = Instant::now() + timeout;
+    let mut last = manager::workers(process).await;
+    let mut since = Instant::now();
+    while since.elapsed() < STILL && Instant::now() < deadline && !stop.is_cancelled() {
+        sleep(STILL / 10).await;
+        let now = manager::workers(process).await;
+        if now != last {
+            since = Instant::now();
+            last = now;
+        }
+    }
+}
+
+/// An error with its causes, and what to do about it, in one line.
+fn hinted(error: &dyn std::error::Error, hint: Option<String>) -> String {
+    let chain = error::chain(error);
+    match hint {
+        Some(hint) => format!("{chain} ({hint})"),
+        None => chain,
     }
 }
 
@@ -292,7 +353,7 @@ pub(super) fn app_log(tools: &Tools) -> Option<String> {
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).ok()?;
     let mut bytes = Vec::new();
     file.take(LOG_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = process::clean(&bytes);
+    let text = process::clean(&String::from_utf8_lossy(&bytes));
     let lines = super::last_lines(text.trim_end(), 8);
     (!lines.is_empty()).then_some(lines)
 }

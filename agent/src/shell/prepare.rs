@@ -26,7 +26,6 @@ use crate::dependencies::{self, InstallError, own_dir};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, TreeError};
 use crate::machine::Outcome;
-use crate::process::ProcessError;
 use crate::release::{Barrier, DiskError, Marker, failed, remove_tree};
 
 /// Why a release could not be prepared.
@@ -270,15 +269,15 @@ impl Work<'_> {
         marker: &mut Marker,
     ) -> Result<&'static str, PrepareError> {
         let Some(install) = &recipe.install else { return Ok("none") };
-        let (store, around) = (&self.tools.store, &self.tools.around);
+        let (store, run_as) = (&self.tools.store, &self.tools.run_as);
         let scratch: PathBuf = store.staging().join("install");
         fs::create_dir(&scratch).map_err(failed("create", &scratch))?;
-        let key = dependencies::key(install, staged, &scratch, around, self.stop).await?;
+        let key = dependencies::key(install, staged, &scratch, run_as, self.stop).await?;
         let is_reused = dependencies::is_complete(store, &key);
         if !is_reused {
-            dependencies::install(store, install, &key, staged, &scratch, around, self.stop).await?;
+            dependencies::install(store, install, &key, staged, &scratch, run_as, self.stop).await?;
         }
-        dependencies::link(store, install, &key, staged, around)?;
+        dependencies::link(store, install, &key, staged, run_as)?;
         marker.dependencies = Some(key.digest);
         marker.runtime = key.runtime;
         Ok(if is_reused { "reused" } else { "installed" })
@@ -292,7 +291,7 @@ impl Work<'_> {
                 if let Some(parent) = place.parent() {
                     fs::create_dir_all(parent).map_err(failed("create", parent))?;
                 }
-                own_dir(&place, &self.tools.around)?;
+                own_dir(&place, &self.tools.run_as)?;
             }
             let link = staged.join(dir.as_str());
             if fs::symlink_metadata(&link).is_ok() {
@@ -309,10 +308,4 @@ impl Work<'_> {
 
 fn elapsed_ms(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-impl From<ProcessError> for PrepareError {
-    fn from(source: ProcessError) -> Self {
-        PrepareError::Install(InstallError::Command(source))
-    }
 }

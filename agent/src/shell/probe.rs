@@ -1,6 +1,7 @@
 //! Probing a release: through its whole health window, or just until it is clear.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -9,12 +10,14 @@ use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
 use super::{Tools, activate};
-use crate::health::{Probe, Progress, Verdict, Window as Counter};
+use crate::error;
+use crate::health::window::{Limits, Progress, Window as Counter};
+use crate::health::{Probe, Verdict};
 use crate::machine::{Outcome, Window};
 
 /// By when a release that was made live must have passed its window, counted from the first probe
 /// and on top of the window itself.
-const HEALTHY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(300);
+const HEALTHY_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Probes the live release, which is `revision`.
 pub(super) async fn probe(
@@ -28,17 +31,20 @@ pub(super) async fn probe(
         Err(detail) => return Outcome::Failed(Cause::Unhealthy, detail),
     };
     let health = &recipe.health;
-    let probe = match Probe::new(health, &tools.around, &tools.store.current()) {
+    let probe = match Probe::new(health, &tools.run_as, &tools.store.current()) {
         Ok(probe) => probe,
-        Err(detail) => return Outcome::Failed(Cause::Unhealthy, detail),
+        Err(error) => return Outcome::Failed(Cause::Unhealthy, error::chain(&error)),
     };
-    let mut counter = match window {
-        Window::Full => {
-            let deadline = HEALTHY_DEADLINE + health.healthy_for;
-            Counter::new(health.passes, health.healthy_for, recipe.manager.timeout, deadline)
-        }
-        Window::Brief => Counter::brief(health.passes, recipe.manager.timeout),
+    let healthy_for = match window {
+        Window::Full => health.healthy_for,
+        Window::Brief => Duration::ZERO,
     };
+    let mut counter = Counter::new(Limits {
+        passes: health.passes,
+        healthy_for,
+        grace: recipe.manager.timeout,
+        deadline: HEALTHY_DEADLINE + healthy_for,
+    });
     let started = Instant::now();
     let mut next = started;
     let mut served = true;
