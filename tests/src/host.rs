@@ -52,7 +52,7 @@ impl Host {
         let root = tempfile::Builder::new().prefix("towline-").tempdir().expect("a temp dir");
         let mode = fs::Permissions::from_mode(0o755);
         fs::set_permissions(root.path(), mode).expect("it is ours");
-        let host = Self { root, port, generation: 0, agent: None, config: String::new() };
+        let mut host = Self { root, port, generation: 0, agent: None, config: String::new() };
         fs::create_dir(host.dir()).expect("a new directory");
         let run = host.dir().join("shared/run");
         fs::create_dir_all(&run).expect("a new directory");
@@ -73,7 +73,8 @@ impl Host {
             host.target_file(),
         );
         fs::write(host.config_file(), &text).expect("a new file");
-        Self { config: text, ..host }
+        host.config = text;
+        host
     }
 
     /// Replaces a piece of the host config.
