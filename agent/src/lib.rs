@@ -1,1 +1,5 @@
 //! x
+
+pub mod health;
+pub mod manager;
+pub mod process;

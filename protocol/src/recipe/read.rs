@@ -26,7 +26,9 @@ const DURATION_S_MIN: f64 = 0.05;
 pub(super) fn recipe(text: &str) -> Result<Recipe, RecipeError> {
     if text.len() as u64 > SIZE_BYTES_MAX {
         let message = format!("the recipe is larger than {SIZE_BYTES_MAX} bytes");
-        return Err(RecipeError { problems: vec![Problem { line: 1, field: String::new(), message }] });
+        return Err(RecipeError {
+            problems: vec![Problem { line: 1, field: String::new(), message }],
+        });
     }
     let mut reader = Reader { text, problems: Vec::new() };
     let (document, errors) = DeTable::parse_recoverable(text);
@@ -174,7 +176,11 @@ impl Reader<'_> {
             (Some(value), None) => self.pid_file(value, shared),
             (None, Some(_)) => self.command(table, "status").map(Find::Status),
             (None, None) => {
-                self.missing(table, "pid_file", "name the manager's pid file, or a `status` command");
+                self.missing(
+                    table,
+                    "pid_file",
+                    "name the manager's pid file, or a `status` command",
+                );
                 None
             }
             (Some(_), Some(value)) => {
@@ -337,7 +343,8 @@ impl Reader<'_> {
                 None
             }
             _ => {
-                let message = "give one of { json = \"/revision\" } and { header = \"x-revision\" }";
+                let message =
+                    "give one of { json = \"/revision\" } and { header = \"x-revision\" }";
                 self.problem(line, "health.revision", message);
                 None
             }
@@ -404,7 +411,11 @@ impl Reader<'_> {
             if !accepted.contains(&key.get_ref().as_ref()) {
                 let line = self.line(key.span().start);
                 let field = table.field(key.get_ref());
-                self.problem(line, field, format!("unknown key; accepted: {}", accepted.join(", ")));
+                self.problem(
+                    line,
+                    field,
+                    format!("unknown key; accepted: {}", accepted.join(", ")),
+                );
             }
         }
     }
@@ -520,11 +531,16 @@ impl Reader<'_> {
         let Some(value) = table.get(key) else { return Some(default) };
         let line = self.line(value.span().start);
         let number = value.get_ref().as_integer();
-        let number = number.and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
+        let number =
+            number.and_then(|number| i64::from_str_radix(number.as_str(), number.radix()).ok());
         match number {
             Some(number) if (min..=max).contains(&number) => Some(number),
             _ => {
-                self.problem(line, table.field(key), format!("must be a whole number, {min} to {max}"));
+                self.problem(
+                    line,
+                    table.field(key),
+                    format!("must be a whole number, {min} to {max}"),
+                );
                 None
             }
         }
@@ -534,9 +550,9 @@ impl Reader<'_> {
         let seconds = match table.get(key) {
             None => Some(default_s),
             Some(value) => match value.get_ref() {
-                DeValue::Integer(number) => i32::from_str_radix(number.as_str(), number.radix())
-                    .ok()
-                    .map(f64::from),
+                DeValue::Integer(number) => {
+                    i32::from_str_radix(number.as_str(), number.radix()).ok().map(f64::from)
+                }
                 DeValue::Float(number) => number.as_str().parse().ok(),
                 _ => None,
             },
@@ -676,7 +692,9 @@ mod tests {
 
     #[test]
     fn a_recipe_of_any_bytes_ends_in_an_answer() {
-        for text in ["", "\u{feff}", "=", "[[manager]]", "[health]\nhttp=\"http://[::1\"", "a.b.c=1"] {
+        for text in
+            ["", "\u{feff}", "=", "[[manager]]", "[health]\nhttp=\"http://[::1\"", "a.b.c=1"]
+        {
             assert!(recipe(text).is_err(), "{text:?}");
         }
         assert!(recipe(&"#".repeat(100_000)).is_err(), "too large");

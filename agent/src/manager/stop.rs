@@ -1,0 +1,149 @@
+//! Stops the manager with all its workers, for a full restart.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use super::{Process, Worker};
+use crate::process::{self, Stat, off_thread};
+
+/// How long killed processes are waited for.
+const KILLED_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How a manager was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// How many processes did not end in time and were killed.
+    pub killed: usize,
+}
+
+/// Some processes would not die.
+#[derive(Debug, thiserror::Error)]
+#[error("could not end all of the cluster manager's processes; left: {pids:?}")]
+pub struct StopError {
+    /// The processes.
+    pub pids: Vec<i32>,
+}
+
+impl StopError {
+    /// Returns the next thing for an operator to try.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some("see `ps -o pid,stat,wchan,args` for what they wait for; a dead disk or network mount holds processes like this".to_owned())
+    }
+}
+
+/// Asks the manager to end (TERM), waits for it and all its workers, and kills those that are left
+/// after `timeout`.
+///
+/// Workers are not asked: a manager that ends well ends them, and lets them finish what they do.
+///
+/// # Errors
+///
+/// Processes are left even so. Nothing new may be started beside them.
+pub async fn stop(process: &Process, timeout: Duration) -> Result<Stopped, StopError> {
+    let mut known = Known::new(process);
+    // Before the signal: once the manager has ended, its workers cannot be told from others.
+    known.look().await;
+    if pidfd_send_signal(&process.pidfd, Signal::TERM).is_ok() {
+        // A stopped process hears of it only once it goes on.
+        pidfd_send_signal(&process.pidfd, Signal::CONT).ok();
+    }
+    if known.wait(timeout).await {
+        return Ok(Stopped { killed: 0 });
+    }
+    // So that it starts no more workers while they are counted.
+    pidfd_send_signal(&process.pidfd, Signal::STOP).ok();
+    known.look().await;
+    let killed = known.left();
+    warn!(pid = process.pid, ?killed, "killed what did not end in time");
+    let started = Instant::now();
+    while started.elapsed() < KILLED_WAIT_MAX {
+        known.kill();
+        // Looks again: a worker may have forked in between.
+        if known.wait(Duration::from_millis(100)).await {
+            return Ok(Stopped { killed: killed.len() });
+        }
+    }
+    Err(StopError { pids: known.left() })
+}
+
+/// The manager and everything that was seen to descend from it.
+struct Known {
+    manager: Worker,
+    /// Is the manager the leader of its session? Then all in the session are its.
+    leads: bool,
+    processes: BTreeMap<Worker, OwnedFd>,
+}
+
+impl Known {
+    fn new(process: &Process) -> Known {
+        let manager = process.as_worker();
+        let leads = Stat::read(manager.pid).is_some_and(|stat| stat.session == stat.pid);
+        Known { manager, leads, processes: BTreeMap::new() }
+    }
+
+    /// Takes up what descends from the known ones now, and drops those that have ended.
+    async fn look(&mut self) {
+        self.processes.retain(|worker, _| worker.is_alive());
+        let roots: Vec<Worker> = self.processes.keys().copied().chain([self.manager]).collect();
+        let (manager, leads) = (self.manager, self.leads);
+        let read = move || {
+            let all = process::all();
+            let spared = process::own_line();
+            let mut found: Vec<Stat> = Vec::new();
+            // A root that has ended may have given its pid to another.
+            for root in roots {
+                let Some(stat) = all.iter().find(|stat| Worker::from(*stat) == root) else {
+                    continue;
+                };
+                found.push(stat.clone());
+                found
+                    .extend(process::descendants(root.pid, &all).into_iter().map(|(_, stat)| stat));
+            }
+            if leads {
+                found.extend(process::session_members(manager.pid, manager.start_ticks, &all));
+            }
+            found.retain(|stat| !stat.ended && !spared.contains(&stat.pid));
+            found.iter().map(Worker::from).filter_map(open).collect::<Vec<_>>()
+        };
+        self.processes.extend(off_thread(read).await.unwrap_or_default());
+    }
+
+    /// Waits until none is left; returns whether that came within `timeout`.
+    async fn wait(&mut self, timeout: Duration) -> bool {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(5);
+        loop {
+            self.look().await;
+            if self.processes.is_empty() {
+                return true;
+            }
+            if started.elapsed() >= timeout {
+                return false;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    fn left(&self) -> Vec<i32> {
+        self.processes.keys().map(|worker| worker.pid).collect()
+    }
+
+    fn kill(&self) {
+        for pidfd in self.processes.values() {
+            pidfd_send_signal(pidfd, Signal::KILL).ok();
+        }
+    }
+}
+
+/// Opens a pidfd on `worker`; `None` where its pid is another's by now.
+fn open(worker: Worker) -> Option<(Worker, OwnedFd)> {
+    let pidfd = pidfd_open(Pid::from_raw(worker.pid)?, PidfdFlags::empty()).ok()?;
+    worker.is_alive().then_some((worker, pidfd))
+}

@@ -1,0 +1,307 @@
+//! A contained child: followed to its end, and ended with all that it started.
+//!
+//! Invariants
+//! - A process is signalled through a pidfd that was opened before it was recognised, or through
+//!   the process group of a leader that is not reaped. So no signal reaches a re-used pid.
+//! - The agent and the processes above it are never among those that are ended.
+//! - Every wait here has a limit.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
+    pidfd_send_signal, waitid,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::process::Child;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::streams::Streams;
+use super::table::{self, Stat};
+use super::{
+    Environment, Exit, Job, MARKER_APP, MARKER_JOB, ProcessError, Remains, assemble, foreign,
+    watch_exit,
+};
+
+/// How often what remains is looked for and killed before it is given up.
+const PASSES_MAX: u32 = 100;
+
+/// How long killed processes are waited for in one pass. Those that write to a dead disk take longer.
+const KILLED_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How long all passes may take.
+const SWEEP_WAIT_MAX: Duration = Duration::from_secs(4);
+
+/// The entries of an environment by which processes are recognised.
+#[derive(Debug, Clone)]
+pub(super) struct Marker(Vec<String>);
+
+impl Marker {
+    /// Marks every contained child of the app.
+    pub(super) fn of_app(tag: &str) -> Marker {
+        Marker(vec![format!("{MARKER_APP}={tag}")])
+    }
+}
+
+/// Whose processes are to be ended.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// A leader of its session that is not reaped: its group, session and descendants are meant.
+    pub(super) leader: Option<i32>,
+    /// Those that bear this marker are meant.
+    pub(super) marker: Option<Marker>,
+}
+
+impl Target {
+    /// Returns those that are left, zombies not counted, and whether each is known by descent.
+    fn remaining(&self) -> Vec<(Stat, bool)> {
+        let spared = table::own_line();
+        let all = table::all();
+        let descendants: BTreeSet<i32> = self
+            .leader
+            .map(|leader| table::descendants(leader, &all))
+            .unwrap_or_default()
+            .iter()
+            .map(|(_, stat)| stat.pid)
+            .collect();
+        all.into_iter()
+            .filter(|stat| !stat.ended && !stat.kernel && !spared.contains(&stat.pid))
+            .map(|stat| (descendants.contains(&stat.pid), stat))
+            .filter(|(descends, stat)| *descends || self.recognises(stat))
+            .map(|(descends, stat)| (stat, descends))
+            .collect()
+    }
+
+    fn recognises(&self, stat: &Stat) -> bool {
+        let led = self.leader.is_some_and(|leader| {
+            stat.pid == leader || stat.group == leader || stat.session == leader
+        });
+        let marked = self.marker.as_ref();
+        led || marked.is_some_and(|marker| table::environ_holds(stat.pid, &marker.0))
+    }
+
+    /// Signals the processes that are left, and returns them with their pidfds.
+    fn signal(&self, signal: Signal) -> Vec<(Stat, OwnedFd)> {
+        let mut reached = Vec::new();
+        for (stat, descends) in self.remaining() {
+            let Some(pidfd) = open(stat.pid) else { continue };
+            // Read again now that the pidfd holds on to whoever has the pid. If that ended in
+            // between and the pid went to another, the signal is refused.
+            let same = Stat::read(stat.pid).is_some_and(|now| {
+                now.start_ticks == stat.start_ticks && (descends || self.recognises(&now))
+            });
+            if same && pidfd_send_signal(&pidfd, signal).is_ok() {
+                if signal == Signal::TERM {
+                    // A stopped process hears of it only once it goes on.
+                    pidfd_send_signal(&pidfd, Signal::CONT).ok();
+                }
+                reached.push((stat, pidfd));
+            }
+        }
+        reached
+    }
+}
+
+/// Ends the processes of `target`: TERM, and KILL after `grace`, until none is left.
+///
+/// Returns how many were found at first. Looks twice before it believes that there are none, since
+/// a process that forks and exits can slip past one look.
+pub(super) async fn end(target: &Target, grace: Duration) -> usize {
+    let mut found = 0;
+    if grace > Duration::ZERO {
+        found = signal(target, Signal::TERM).await.len();
+        wait_until_gone(target, grace, found > 0).await;
+    }
+    let started = Instant::now();
+    let mut none = 0;
+    for _ in 0..PASSES_MAX {
+        if let Some(leader) = target.leader.and_then(Pid::from_raw) {
+            kill_process_group(leader, Signal::KILL).ok();
+        }
+        let killed = signal(target, Signal::KILL).await;
+        found = found.max(killed.len());
+        none = if killed.is_empty() { none + 1 } else { 0 };
+        if none == 2 {
+            return found;
+        }
+        for (stat, pidfd) in killed {
+            wait_for_exit(&stat, pidfd, target.leader).await;
+        }
+        if started.elapsed() > SWEEP_WAIT_MAX {
+            break;
+        }
+    }
+    let remaining = target.clone();
+    let pids: Vec<i32> = table::off_thread(move || remaining.remaining())
+        .await
+        .map(|left| left.iter().map(|(stat, _)| stat.pid).collect())
+        .unwrap_or_default();
+    if !pids.is_empty() {
+        warn!(?pids, "could not end processes that a command had started");
+    }
+    found
+}
+
+async fn signal(target: &Target, signal: Signal) -> Vec<(Stat, OwnedFd)> {
+    let target = target.clone();
+    table::off_thread(move || target.signal(signal)).await.unwrap_or_default()
+}
+
+/// Waits until nothing is left, for `grace` at most.
+async fn wait_until_gone(target: &Target, grace: Duration, some: bool) {
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    let mut left = some;
+    while left && started.elapsed() < grace {
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+        let target = target.clone();
+        left = table::off_thread(move || !target.remaining().is_empty()).await.unwrap_or(false);
+    }
+}
+
+/// Waits for a killed process, and reaps it where it has become a child of the agent.
+async fn wait_for_exit(stat: &Stat, pidfd: OwnedFd, leader: Option<i32>) {
+    let Ok(pidfd) = watch_exit(pidfd) else { return };
+    let gone = timeout(KILLED_WAIT_MAX, pidfd.readable()).await.is_ok();
+    // Where the agent is the subreaper or pid 1, orphans come to it. The direct child is left alone:
+    // its status is still wanted. Anything else is no child of the agent, and is refused.
+    if gone && Some(stat.pid) != leader {
+        let id = WaitId::PidFd(pidfd.get_ref().as_fd());
+        waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
+    }
+}
+
+/// Opens a pidfd; `None` where there is no such process.
+fn open(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// How following a child came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The direct child exited.
+    Exited,
+    /// It did not in time.
+    Deadline,
+    /// It was no longer wanted.
+    Cancelled,
+}
+
+/// A running child. Dropped before [`Contained::reap`], it is killed with its process group.
+#[derive(Debug)]
+pub(super) struct Contained {
+    child: Child,
+    /// Readable once the child has exited, which leaves it unreaped.
+    exited: Option<AsyncFd<OwnedFd>>,
+    streams: Streams,
+    target: Target,
+    /// Is there still something to be killed by `drop`?
+    armed: bool,
+}
+
+impl Contained {
+    /// Starts the command of `job`.
+    pub(super) fn start(job: &Job<'_>) -> Result<Contained, ProcessError> {
+        static JOBS: AtomicU64 = AtomicU64::new(0);
+        let account = foreign(job.run_as);
+        if let Some(account) = account
+            && !nix::unistd::geteuid().is_root()
+        {
+            let (label, user) = (job.label.to_owned(), account.name.clone());
+            return Err(ProcessError::User { label, user });
+        }
+        let failed =
+            |source| ProcessError::start(job.label, job.command, job.cwd, job.run_as, source);
+        let (streams, stdout, stderr) = Streams::open(job.capture, account).map_err(failed)?;
+
+        let number = JOBS.fetch_add(1, Ordering::Relaxed);
+        let markers = Environment::from([
+            (MARKER_APP.to_owned(), job.run_as.tag.clone()),
+            (MARKER_JOB.to_owned(), format!("{}.{number}", std::process::id())),
+        ]);
+        let mut own = job.extra.clone();
+        let mut marker = None;
+        if job.remains == Remains::End {
+            marker = Some(Marker(markers.iter().map(|(k, v)| format!("{k}={v}")).collect()));
+            own.extend(markers);
+        }
+        let mut command = assemble(job.command, job.cwd, job.run_as, &own, true);
+        let child =
+            command.stdout(stdout).stderr(stderr).kill_on_drop(true).spawn().map_err(failed)?;
+        let leader = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let target = Target { leader, marker };
+        let mut contained = Contained { child, exited: None, streams, target, armed: true };
+        // From here on the child is killed if anything fails.
+        let pidfd = leader.and_then(open).ok_or_else(|| io::ErrorKind::NotFound.into());
+        let exited = pidfd.and_then(watch_exit);
+        contained.exited = Some(exited.map_err(|source| ProcessError::Watch {
+            label: job.label.to_owned(),
+            command: job.command.to_string(),
+            source,
+        })?);
+        Ok(contained)
+    }
+
+    /// Reads what the child prints until it exits, its time is up, or `stop` is cancelled.
+    pub(super) async fn follow(&mut self, deadline: Duration, stop: &CancellationToken) -> Ending {
+        let exited = self.exited.as_ref();
+        let ending = async {
+            let exit = async {
+                match exited {
+                    Some(exited) => exited.readable().await.map(|_| ()).is_ok(),
+                    None => false,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => Ending::Cancelled,
+                _ = exit => Ending::Exited,
+                () = sleep(deadline) => Ending::Deadline,
+            }
+        };
+        self.streams.read_while(ending).await
+    }
+
+    /// Ends what is left of the child and of all that it started; returns how many there were.
+    pub(super) async fn end_what_remains(&mut self, grace: Duration) -> usize {
+        // It may print on its way out, and could not end if nobody read that.
+        let target = self.target.clone();
+        self.streams.read_while(end(&target, grace)).await
+    }
+
+    /// Takes the rest of the output and the exit status; the pid is free afterwards.
+    pub(super) async fn reap(mut self) -> (io::Result<Exit>, Streams) {
+        self.streams.drain();
+        // Already exited, or killed above; one that is stuck in the kernel is left to the runtime,
+        // which reaps it when it ends.
+        let exit = match timeout(KILLED_WAIT_MAX, self.child.wait()).await {
+            Ok(status) => status.map(Exit::from),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        };
+        self.armed = exit.is_err();
+        (exit, std::mem::take(&mut self.streams))
+    }
+}
+
+impl Drop for Contained {
+    fn drop(&mut self) {
+        if !self.armed || self.child.id().is_none() {
+            return;
+        }
+        if let Some(leader) = self.target.leader.and_then(Pid::from_raw) {
+            kill_process_group(leader, Signal::KILL).ok();
+        }
+        // The runtime reaps the child; its pid must not be used beyond this point.
+        let rest = Target { leader: None, marker: self.target.marker.clone() };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { end(&rest, Duration::ZERO).await });
+        }
+    }
+}
