@@ -35,6 +35,7 @@ fn run_as(test: &str) -> RunAs {
     }
 }
 
+#[allow(clippy::print_stdout, reason = "says what a test leaves out")]
 fn nobody(test: &str) -> Option<RunAs> {
     if !is_root() {
         println!("not root: running as another user is not tried");
