@@ -35,7 +35,9 @@ async fn a_daemon_that_left_the_session_is_swept_after_success() {
 #[tokio::test]
 async fn what_a_reload_command_starts_is_left_alone() {
     let (dir, run_as) = (tempfile::tempdir().unwrap(), run_as("leave"));
-    let command = sh(&format!("{DAEMON}; env > environ"));
+    // One in its session, one outside.
+    let script = format!("{DAEMON}; env > environ; sleep 1000 & echo $! > near");
+    let command = sh(&script);
     let started = Instant::now();
     let output = {
         let job = job(&command, dir.path(), &run_as);
@@ -43,13 +45,15 @@ async fn what_a_reload_command_starts_is_left_alone() {
     };
     assert_eq!(output.unwrap().log, "done\n", "and a pipe held by a daemon holds up nobody");
     assert!(started.elapsed() < Duration::from_secs(30));
-    let pid = pid_in(&dir.path().join("pid")).await;
-    assert_eq!(end_leftovers(&run_as.tag).await, 0, "it bears no marker");
-    assert!(lives(pid));
+    assert_eq!(end_leftovers(&run_as.tag).await, 0, "they bear no marker");
     let environ = fs::read_to_string(dir.path().join("environ")).unwrap();
     assert!(!environ.contains("TOWLINE"), "{environ}");
-    let pid = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    for name in ["pid", "near"] {
+        let pid = pid_in(&dir.path().join(name)).await;
+        assert!(lives(pid), "{name}");
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -231,26 +235,31 @@ async fn a_child_gets_no_descriptor_mask_or_input() {
     assert!(ids[0] == ids[1] && ids[1] == ids[2], "leads its group and session: {text}");
 }
 
-/// Started anew from a shell that ignores a signal, since ignoring is inherited.
+/// Started anew from a shell that ignores a signal, allows core dumps and gives it input, since all
+/// three are inherited.
 #[test]
-fn a_child_ignores_no_signal_that_the_agent_ignores() {
-    let script = r#"trap '' USR1; exec "$0" --exact child::ignored_signals --ignored"#;
+fn a_child_inherits_no_ignored_signal_core_limit_or_input() {
+    let script = r#"trap '' USR1; ulimit -c unlimited 2> /dev/null
+        exec "$0" --exact child::inherited --ignored < /proc/self/stat"#;
     let this = std::env::current_exe().unwrap();
     let output = Command::new("sh").args(["-c", script]).arg(this).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 #[tokio::test]
-#[ignore = "part of `a_child_ignores_no_signal_that_the_agent_ignores`"]
-async fn ignored_signals() {
-    let run_as = run_as("signals");
-    let command = line(&["grep", "SigIgn", "/proc/self/status"]);
+#[ignore = "part of `a_child_inherits_no_ignored_signal_core_limit_or_input`"]
+async fn inherited() {
+    let run_as = run_as("inherited");
+    let command =
+        sh("readlink /proc/self/fd/0; ulimit -c; sed -n 's/SigIgn:\t//p' /proc/self/status");
     let job = job(&command, std::path::Path::new("/"), &run_as);
     let text = String::from_utf8(run(&job, &never()).await.unwrap().stdout).unwrap();
-    let set = u64::from_str_radix(text.trim().rsplit('\t').next().unwrap(), 16).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["/dev/null", "0"], "{text}");
+    let ignored = u64::from_str_radix(lines[2], 16).unwrap();
     // The numbers 32 and 33 are the C library's own.
-    assert_eq!(set & !(0b11 << 31), 0, "{text}");
+    assert_eq!(ignored & !(0b11 << 31), 0, "{text}");
 }
 
 #[tokio::test]
