@@ -97,7 +97,9 @@ struct Own(Child);
 
 impl Own {
     fn spawn(command: &mut Command) -> Own {
-        Own(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+        // Not even stderr: what is left of a failed test must not hold the test run's own.
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Own(quiet.spawn().unwrap())
     }
 
     fn sleep() -> Own {

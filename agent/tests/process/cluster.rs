@@ -104,11 +104,13 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The workers are the manager's children, and are taken down with it.
-        let parent = format!(") S {} ", self.manager.pid());
+        // Also after a test that failed, whoever the workers' parent is by then: nothing but this
+        // test's own processes has its directory in an argument.
+        let own = self.dir.path().to_string_lossy().into_owned();
+        self.manager.end();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            if stat.contains(&parent)
+            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&arguments).contains(&own)
                 && let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok())
             {
                 let pid = nix::unistd::Pid::from_raw(pid);
