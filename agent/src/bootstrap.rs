@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Recipe, RecipeError};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -131,9 +131,11 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         .map_err(|source| StartError::Source { path, source })?;
     let environment = config.environment.clone();
     let run_as = RunAs { account, environment, tag, grace: process::GRACE };
-    let seed = config.instance.as_str().bytes().fold(0, |seed: u64, byte| {
-        seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
-    });
+    let seed = config
+        .instance
+        .as_str()
+        .bytes()
+        .fold(0, |seed: u64, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte));
     let policy = Policy {
         group: config.group.clone(),
         boot_deadline: config.boot_deadline,
@@ -171,10 +173,8 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
     if let Some(revision) = &current
         && let Some(marker) = store.marker(revision)
     {
-        let recipe = Recipe::parse(&marker.recipe).map_err(|source| StartError::NoStart {
-            revision: revision.clone(),
-            source,
-        })?;
+        let recipe = Recipe::parse(&marker.recipe)
+            .map_err(|source| StartError::NoStart { revision: revision.clone(), source })?;
         match look(tools, &finder(tools, &recipe), &CancellationToken::new()).await {
             Ok(process) => is_running = process.is_some(),
             Err(error) => {

@@ -113,7 +113,13 @@ pub struct Keep {
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { releases: 5, dependencies: 4, free_mib: 2048, git_mib: 2048, package_cache_mib: 1024 }
+        Self {
+            releases: 5,
+            dependencies: 4,
+            free_mib: 2048,
+            git_mib: 2048,
+            package_cache_mib: 1024,
+        }
     }
 }
 

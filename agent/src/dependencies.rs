@@ -230,7 +230,11 @@ pub async fn install(
     let place = store.dependencies().join(&key.digest);
     release::discard(&place)?;
     let command = install.command.to_string();
-    release::complete(&sealed, &place, &Marker { version: 1, command, runtime: key.runtime.clone() })?;
+    release::complete(
+        &sealed,
+        &place,
+        &Marker { version: 1, command, runtime: key.runtime.clone() },
+    )?;
     Ok(())
 }
 

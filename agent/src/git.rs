@@ -244,7 +244,9 @@ fn address(text: &str, allow_http: bool) -> Result<Url, OriginError> {
     }
     let Ok(mut url) = Url::parse(text) else { return refuse("is no valid address") };
     if !url.username().is_empty() || url.password().is_some() {
-        return refuse("holds a user or a password: put it into the file that git.credential names");
+        return refuse(
+            "holds a user or a password: put it into the file that git.credential names",
+        );
     }
     if url.query().is_some() || url.fragment().is_some() {
         return refuse("has a query or a fragment");

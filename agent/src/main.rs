@@ -113,8 +113,10 @@ fn complain_text(text: &str) -> ExitCode {
 fn log(work: &Work, variables: &BTreeMap<String, String>) {
     let levels = variables.get("TOWLINE_LOG").map_or("info", String::as_str);
     let filter = EnvFilter::try_new(levels).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let is_terminal = std::io::stderr().is_terminal();
     match work.log {
         Some(Log::Json) => builder.json().flatten_event(true).init(),
@@ -194,10 +196,8 @@ fn say_status(
     let status = match store.read_status() {
         Ok(Some(status)) => status,
         Ok(None) => {
-            let error = std::io::Error::other(format!(
-                "no agent has run for {} yet",
-                config.dir.display()
-            ));
+            let error =
+                std::io::Error::other(format!("no agent has run for {} yet", config.dir.display()));
             let hint = "start one with `towline-agent run`".to_owned();
             return complain(&error, Some(hint), FAILED);
         }
@@ -235,8 +235,10 @@ fn check(dir: &std::path::Path) -> ExitCode {
             if valid { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Err(error) => {
-            let error =
-                std::io::Error::new(error.kind(), format!("could not read {}/towline.toml: {error}", dir.display()));
+            let error = std::io::Error::new(
+                error.kind(),
+                format!("could not read {}/towline.toml: {error}", dir.display()),
+            );
             complain(&error, Some("name the top of a repository that holds one".to_owned()), FAILED)
         }
     }

@@ -87,7 +87,7 @@ impl Process {
     /// Does it still live?
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.as_worker().is_alive()
+        process::lives(&self.pidfd, self.pid)
     }
 
     fn as_worker(&self) -> Worker {

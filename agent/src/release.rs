@@ -138,9 +138,9 @@ impl DiskError {
     pub fn hint(&self) -> Option<String> {
         match self {
             DiskError::Io { path, source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    Some(format!("run the agent as the owner of {}, or fix its mount", path.display()))
-                }
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Some(
+                    format!("run the agent as the owner of {}, or fix its mount", path.display()),
+                ),
                 io::ErrorKind::NotFound => Some(format!("create {} first", path.display())),
                 io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => Some(format!(
                     "{} is a directory, not a link: move it away once, then deploy again",
@@ -195,7 +195,8 @@ impl Store {
             let source = io::Error::from(io::ErrorKind::NotADirectory);
             return Err(failed("use the directory", &self.dir)(source));
         }
-        let open = [self.releases(), self.dependencies(), self.shared(), self.log(), self.staging()];
+        let open =
+            [self.releases(), self.dependencies(), self.shared(), self.log(), self.staging()];
         for dir in open {
             make_dir(&dir, 0o755)?;
         }
@@ -299,7 +300,8 @@ impl Store {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.releases()).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let Some(revision) = name.to_str().and_then(|name| name.parse::<Revision>().ok()) else {
+            let Some(revision) = name.to_str().and_then(|name| name.parse::<Revision>().ok())
+            else {
                 continue;
             };
             let made = fs::metadata(marker_path(&entry.path())).and_then(|meta| meta.modified());
@@ -335,9 +337,8 @@ impl Store {
             for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
                 let path = entry.path();
                 let is_leftover = path.is_dir() && !marker_path(&path).exists();
-                let is_live = fs::read_link(self.current()).is_ok_and(|link| {
-                    path == self.dir.join(link)
-                });
+                let is_live =
+                    fs::read_link(self.current()).is_ok_and(|link| path == self.dir.join(link));
                 if is_leftover && !is_live {
                     remove_tree(&path).map_err(failed("remove", &path))?;
                 }

@@ -226,7 +226,11 @@ impl Host {
             thread::sleep(step);
         }
         let app = fs::read_to_string(self.dir().join("shared/run/app.log")).unwrap_or_default();
-        panic!("waited in vain for {what}\nstatus: {:#}\nlog:\n{}\napp:\n{app}", self.status(), self.log());
+        panic!(
+            "waited in vain for {what}\nstatus: {:#}\nlog:\n{}\napp:\n{app}",
+            self.status(),
+            self.log()
+        );
     }
 
     /// The revision that the app's own answer names.
@@ -258,10 +262,12 @@ impl Host {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
             let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
             let holds = |bytes: &[u8], text: &str| {
-                bytes.windows(text.len()).any(|window| window == text.as_bytes())
+                text.is_empty() || bytes.windows(text.len()).any(|window| window == text.as_bytes())
             };
             let line = read("cmdline");
             let is_agent = self.agent.as_ref().is_some_and(|agent| agent.id() == pid);
@@ -312,7 +318,7 @@ impl Drop for Host {
 fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         // It may have ended by itself.
-        drop(kill(Pid::from_raw(pid), signal));
+        kill(Pid::from_raw(pid), signal).ok();
     }
 }
 

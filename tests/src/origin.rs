@@ -87,7 +87,8 @@ impl Origin {
     }
 
     fn listen(tls: Option<TlsAcceptor>) -> Self {
-        let root = tempfile::Builder::new().prefix("towline-origin-").tempdir().expect("a temp dir");
+        let root =
+            tempfile::Builder::new().prefix("towline-origin-").tempdir().expect("a temp dir");
         let shared = Shared { root: root.path().to_owned(), ..Shared::default() };
         let shared = Arc::new(Mutex::new(shared));
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -175,7 +176,7 @@ impl Drop for Origin {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
             // It has ended by itself where nobody listens.
-            drop(stop.send(()));
+            stop.send(()).ok();
         }
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
@@ -215,7 +216,11 @@ impl Repo {
             list.extend_from_slice(format!("{mode} {id}\t{path}\n").as_bytes());
         }
         let index = index.path().to_str().expect("a temp file's name is text");
-        self.git_with(&["update-index", "--add", "--index-info"], &list, &[("GIT_INDEX_FILE", index)]);
+        self.git_with(
+            &["update-index", "--add", "--index-info"],
+            &list,
+            &[("GIT_INDEX_FILE", index)],
+        );
         let tree = self.git_with(&["write-tree"], b"", &[("GIT_INDEX_FILE", index)]);
         drop(fs::remove_file(index));
         self.commit_tree(&tree, parent)

@@ -68,7 +68,10 @@ pub(super) fn contents(
             continue;
         }
         let content = if meta.is_symlink() {
-            fs::read_link(&path).map_err(failed("read", &path))?.into_os_string().into_encoded_bytes()
+            fs::read_link(&path)
+                .map_err(failed("read", &path))?
+                .into_os_string()
+                .into_encoded_bytes()
         } else {
             fs::read(&path).map_err(failed("read", &path))?
         };
@@ -144,12 +147,18 @@ pub(super) fn check(root: &Path, output: &Path) -> Result<(), TreeFault> {
             }
         } else if kind.is_dir() {
             if path.components().count() - root.components().count() > DEPTH_MAX {
-                return Err(TreeFault::Read { path, source: io::ErrorKind::InvalidFilename.into() });
+                return Err(TreeFault::Read {
+                    path,
+                    source: io::ErrorKind::InvalidFilename.into(),
+                });
             }
             for entry in fs::read_dir(&path).map_err(read)? {
                 paths.push(entry.map_err(read)?.path());
             }
-        } else if kind.is_char_device() || kind.is_block_device() || kind.is_fifo() || kind.is_socket()
+        } else if kind.is_char_device()
+            || kind.is_block_device()
+            || kind.is_fifo()
+            || kind.is_socket()
         {
             return Err(TreeFault::Special { path });
         } else if meta.mode() & 0o6000 != 0 {

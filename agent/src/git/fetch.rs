@@ -280,7 +280,8 @@ impl Cache {
         for reference in found {
             let mut reference = reference.map_err(failed)?;
             let name = reference.name().ok().and_then(|name| name.strip_prefix(RELEASES));
-            let is_kept = name.is_some_and(|name| releases.iter().any(|kept| kept.as_str() == name));
+            let is_kept =
+                name.is_some_and(|name| releases.iter().any(|kept| kept.as_str() == name));
             if !is_kept {
                 reference.delete().map_err(failed)?;
             }
@@ -321,7 +322,8 @@ pub(super) fn is_about_objects(error: &git2::Error) -> bool {
 
 /// Removes what a killed git left; at the places where it puts them.
 fn remove_locks(dir: &Path) -> io::Result<()> {
-    let mut dirs = vec![dir.to_owned(), dir.join("refs/towline"), dir.join("refs/towline/releases")];
+    let mut dirs =
+        vec![dir.to_owned(), dir.join("refs/towline"), dir.join("refs/towline/releases")];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "lock") {

@@ -193,9 +193,8 @@ impl Cache {
     ) -> Result<Plan, TreeError> {
         let mut tree = self.root(revision)?;
         if !root.is_root() {
-            let missing = |reason| {
-                refused(root.as_str().as_bytes(), reason, "correct `root` in the recipe")
-            };
+            let missing =
+                |reason| refused(root.as_str().as_bytes(), reason, "correct `root` in the recipe");
             let entry = tree
                 .get_path(Path::new(root.as_str()))
                 .map_err(|_| missing("is not in the repository"))?;
@@ -206,8 +205,7 @@ impl Cache {
         }
         let odb = self.repository.odb().map_err(unread(revision))?;
         let subtree = tree.id();
-        let plan =
-            Plan { subtree: subtree.to_string(), entries: 0, bytes: 0, items: Vec::new() };
+        let plan = Plan { subtree: subtree.to_string(), entries: 0, bytes: 0, items: Vec::new() };
         let mut walk = Walk { odb, limits, plan };
         let mut trees = vec![(Vec::new(), 0, subtree)];
         while let Some((path, depth, id)) = trees.pop() {
@@ -317,11 +315,9 @@ impl Walk<'_> {
                 "is a submodule, which is not fetched",
                 "commit its files, or fetch them in [install]",
             )),
-            mode => Err(refused(
-                path,
-                format!("has the mode {mode:o}"),
-                "commit it as a plain file",
-            )),
+            mode => {
+                Err(refused(path, format!("has the mode {mode:o}"), "commit it as a plain file"))
+            }
         }
     }
 
@@ -348,7 +344,11 @@ impl Walk<'_> {
         self.plan.bytes = self.plan.bytes.saturating_add(size as u64);
         if self.plan.bytes > self.limits.bytes {
             let what = format!("brings the tree to {} bytes", self.plan.bytes);
-            return Err(refused(path, what, "commit less, or raise limits.tree_mib in host config"));
+            return Err(refused(
+                path,
+                what,
+                "commit less, or raise limits.tree_mib in host config",
+            ));
         }
         if (size as u64) < LFS_POINTER_BYTES_MAX {
             let object = self.odb.read(id).map_err(unread(path.escape_ascii()))?;
@@ -425,7 +425,9 @@ mod tests {
 
     #[test]
     fn git_is_known_in_every_spelling() {
-        for name in [".git", ".GIT", ".giT", ".git.", ".git ", "git~1", "GIT~1", ".g\u{200c}it", ".git::$X"] {
+        for name in
+            [".git", ".GIT", ".giT", ".git.", ".git ", "git~1", "GIT~1", ".g\u{200c}it", ".git::$X"]
+        {
             assert!(is_dot_git(name.as_bytes()), "{name:?}");
         }
         for name in [".gitignore", ".gitattributes", "git", "x.git", "git~2"] {

@@ -1,6 +1,6 @@
 //! Stops the manager with all its workers, for a full restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub async fn stop(process: &Process, timeout: Duration) -> Result<Stopped, StopE
     Err(StopError { pids: known.left() })
 }
 
-/// The manager and everything that was seen to descend from it.
+/// The manager and everything that was seen to descend from it, until it has ended.
 struct Known {
     manager: Worker,
     /// Is the manager the leader of its session? Then all in the session are its.
@@ -84,34 +84,44 @@ impl Known {
     fn new(process: &Process) -> Known {
         let manager = process.as_worker();
         let leads = Stat::read(manager.pid).is_some_and(|stat| stat.session == stat.pid);
-        Known { manager, leads, processes: BTreeMap::new() }
+        let processes = process.pidfd.try_clone().map(|pidfd| (manager, pidfd));
+        Known {
+            manager,
+            // Asked after the line was read, which was the manager's own if it still lives.
+            leads: leads && process.is_alive(),
+            processes: processes.into_iter().collect(),
+        }
     }
 
     /// Takes up what descends from the known ones now, and drops those that have ended.
-    async fn look(&mut self) {
-        self.processes.retain(|worker, _| worker.is_alive());
-        let roots: Vec<Worker> = self.processes.keys().copied().chain([self.manager]).collect();
+    ///
+    /// Returns whether that could be done: a look that failed has not seen that nothing is left.
+    async fn look(&mut self) -> bool {
         let (manager, leads) = (self.manager, self.leads);
+        let mut processes = std::mem::take(&mut self.processes);
         let read = move || {
             let all = process::all();
+            // After the table was read: the line in it of a process that still lives is its own,
+            // and its children are.
+            processes.retain(|worker, pidfd| process::lives(pidfd, worker.pid));
             let spared = process::own_line();
-            let mut found: Vec<Stat> = Vec::new();
-            // A root that has ended may have given its pid to another.
-            for root in roots {
-                let Some(stat) = all.iter().find(|stat| Worker::from(*stat) == root) else {
-                    continue;
-                };
-                found.push(stat.clone());
-                found
-                    .extend(process::descendants(root.pid, &all).into_iter().map(|(_, stat)| stat));
-            }
+            let below = |worker: &Worker| process::descendants(worker.pid, &all);
+            let mut found: Vec<Stat> =
+                processes.keys().flat_map(below).map(|(_, stat)| stat).collect();
             if leads {
                 found.extend(process::session_members(manager.pid, manager.start_ticks, &all));
             }
             found.retain(|stat| !stat.ended && !spared.contains(&stat.pid));
-            found.iter().map(Worker::from).filter_map(open).collect::<Vec<_>>()
+            let found: BTreeSet<Worker> = found.iter().map(Worker::from).collect();
+            let new = found.into_iter().filter(|worker| !processes.contains_key(worker));
+            let new: Vec<(Worker, OwnedFd)> = new.filter_map(open).collect();
+            processes.extend(new);
+            processes
         };
-        self.processes.extend(off_thread(read).await.unwrap_or_default());
+        let looked = off_thread(read).await;
+        let seen = looked.is_ok();
+        self.processes = looked.unwrap_or_default();
+        seen
     }
 
     /// Waits until none is left; returns whether that came within `timeout`.
@@ -119,8 +129,7 @@ impl Known {
         let started = Instant::now();
         let mut pause = Duration::from_millis(5);
         loop {
-            self.look().await;
-            if self.processes.is_empty() {
+            if self.look().await && self.processes.is_empty() {
                 return true;
             }
             if started.elapsed() >= timeout {

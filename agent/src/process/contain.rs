@@ -6,7 +6,7 @@
 //! - The agent and the processes above it are never among those that are ended.
 //! - Every wait here has a limit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,11 +29,11 @@ use super::{
     watch_exit,
 };
 
-/// How often what remains is looked for and killed before it is given up.
-const PASSES_MAX: u32 = 100;
+/// How long killed processes are waited for before they are looked for and killed again.
+const KILLED_WAIT_MAX: Duration = Duration::from_millis(200);
 
-/// How long killed processes are waited for in one pass. Those that write to a dead disk take longer.
-const KILLED_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How long a killed child's exit status is waited for. One that writes to a dead disk takes longer.
+const REAP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long all passes may take.
 const SWEEP_WAIT_MAX: Duration = Duration::from_secs(4);
@@ -59,25 +59,6 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Returns those that are left, zombies not counted, and whether each is known by descent.
-    fn remaining(&self) -> Vec<(Stat, bool)> {
-        let spared = table::own_line();
-        let all = table::all();
-        let descendants: BTreeSet<i32> = self
-            .leader
-            .map(|leader| table::descendants(leader, &all))
-            .unwrap_or_default()
-            .iter()
-            .map(|(_, stat)| stat.pid)
-            .collect();
-        all.into_iter()
-            .filter(|stat| !stat.ended && !stat.kernel && !spared.contains(&stat.pid))
-            .map(|stat| (descendants.contains(&stat.pid), stat))
-            .filter(|(descends, stat)| *descends || self.recognises(stat))
-            .map(|(descends, stat)| (stat, descends))
-            .collect()
-    }
-
     fn recognises(&self, stat: &Stat) -> bool {
         let led = self.leader.is_some_and(|leader| {
             stat.pid == leader || stat.group == leader || stat.session == leader
@@ -86,96 +67,118 @@ impl Target {
         led || marked.is_some_and(|marker| table::environ_holds(stat.pid, &marker.0))
     }
 
-    /// Signals the processes that are left, and returns them with their pidfds.
-    fn signal(&self, signal: Signal) -> Vec<(Stat, OwnedFd)> {
-        let mut reached = Vec::new();
-        for (stat, descends) in self.remaining() {
+    /// Returns those of `all` that descend from the leader or from a process found before.
+    fn descendants(&self, known: &Known, all: &[Stat]) -> BTreeSet<i32> {
+        let roots = known.processes.keys().map(|(pid, _)| *pid).chain(self.leader);
+        let below = roots.flat_map(|root| table::descendants(root, all));
+        below.map(|(_, stat)| stat.pid).collect()
+    }
+}
+
+/// The processes of a target that were found and have not ended, by pid and birth.
+///
+/// Held on to from look to look: one that is known by its descent alone cannot be told from others
+/// once its parent has ended.
+#[derive(Debug, Default)]
+struct Known {
+    processes: BTreeMap<(i32, u64), OwnedFd>,
+    /// How many there have been.
+    found: usize,
+}
+
+impl Known {
+    /// Looks for processes of `target`, and forgets those that have ended.
+    async fn look(self, target: &Target) -> Known {
+        let target = target.clone();
+        table::off_thread(move || self.look_now(&target)).await.unwrap_or_default()
+    }
+
+    fn look_now(mut self, target: &Target) -> Known {
+        let all = table::all();
+        // After the table was read: the line in it of a process that still lives is its own.
+        let ended = |key: &(i32, u64), pidfd: &mut OwnedFd| !table::lives(pidfd, key.0);
+        for (_, pidfd) in self.processes.extract_if(.., ended) {
+            // Where the agent is the subreaper or pid 1, orphans come to it and are reaped here. Any
+            // other is no child of the agent, and this is refused. A leader is for its owner.
+            let id = WaitId::PidFd(pidfd.as_fd());
+            waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
+        }
+        let spared = table::own_line();
+        let descendants = target.descendants(&self, &all);
+        for stat in all {
+            let key = (stat.pid, stat.start_ticks);
+            let descends = descendants.contains(&stat.pid);
+            if stat.ended
+                || stat.kernel
+                || spared.contains(&stat.pid)
+                || self.processes.contains_key(&key)
+                || !(descends || target.recognises(&stat))
+            {
+                continue;
+            }
             let Some(pidfd) = open(stat.pid) else { continue };
-            // Read again now that the pidfd holds on to whoever has the pid. If that ended in
-            // between and the pid went to another, the signal is refused.
+            // Read again now that the pidfd holds on to whoever has the pid. If that has ended in
+            // between and the pid went to another, signals through the pidfd are refused.
             let same = Stat::read(stat.pid).is_some_and(|now| {
-                now.start_ticks == stat.start_ticks && (descends || self.recognises(&now))
+                now.start_ticks == stat.start_ticks && (descends || target.recognises(&now))
             });
-            if same && pidfd_send_signal(&pidfd, signal).is_ok() {
-                if signal == Signal::TERM {
-                    // A stopped process hears of it only once it goes on.
-                    pidfd_send_signal(&pidfd, Signal::CONT).ok();
-                }
-                reached.push((stat, pidfd));
+            if same {
+                self.processes.insert(key, pidfd);
+                self.found += 1;
             }
         }
-        reached
+        self
+    }
+
+    fn signal(&self, signal: Signal) {
+        for pidfd in self.processes.values() {
+            // One that has ended meanwhile is none to be signalled.
+            pidfd_send_signal(pidfd, signal).ok();
+        }
+    }
+
+    /// Looks again and again until none is left, for `limit` at most.
+    async fn wait(mut self, target: &Target, limit: Duration) -> Known {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(2);
+        while !self.processes.is_empty() && started.elapsed() < limit {
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+            self = self.look(target).await;
+        }
+        self
     }
 }
 
 /// Ends the processes of `target`: TERM, and KILL after `grace`, until none is left.
 ///
-/// Returns how many were found at first. Looks twice before it believes that there are none, since
-/// a process that forks and exits can slip past one look.
+/// Returns how many were found. Looks twice before it believes that there are none, since a process
+/// that forks and exits can slip past one look.
 pub(super) async fn end(target: &Target, grace: Duration) -> usize {
-    let mut found = 0;
-    if grace > Duration::ZERO {
-        found = signal(target, Signal::TERM).await.len();
-        wait_until_gone(target, grace, found > 0).await;
+    let mut known = Known::default().look(target).await;
+    if grace > Duration::ZERO && !known.processes.is_empty() {
+        known.signal(Signal::TERM);
+        // A stopped process hears of it only once it goes on.
+        known.signal(Signal::CONT);
+        known = known.wait(target, grace).await;
     }
     let started = Instant::now();
     let mut none = 0;
-    for _ in 0..PASSES_MAX {
+    while none < 2 && started.elapsed() < SWEEP_WAIT_MAX {
+        // Looked for first: a child whose parent is killed before it was seen has no descent.
+        known = known.look(target).await;
+        none = if known.processes.is_empty() { none + 1 } else { 0 };
         if let Some(leader) = target.leader.and_then(Pid::from_raw) {
             kill_process_group(leader, Signal::KILL).ok();
         }
-        let killed = signal(target, Signal::KILL).await;
-        found = found.max(killed.len());
-        none = if killed.is_empty() { none + 1 } else { 0 };
-        if none == 2 {
-            return found;
-        }
-        for (stat, pidfd) in killed {
-            wait_for_exit(&stat, pidfd, target.leader).await;
-        }
-        if started.elapsed() > SWEEP_WAIT_MAX {
-            break;
-        }
+        known.signal(Signal::KILL);
+        known = known.wait(target, KILLED_WAIT_MAX).await;
     }
-    let remaining = target.clone();
-    let pids: Vec<i32> = table::off_thread(move || remaining.remaining())
-        .await
-        .map(|left| left.iter().map(|(stat, _)| stat.pid).collect())
-        .unwrap_or_default();
-    if !pids.is_empty() {
+    if !known.processes.is_empty() {
+        let pids: Vec<i32> = known.processes.keys().map(|(pid, _)| *pid).collect();
         warn!(?pids, "could not end processes that a command had started");
     }
-    found
-}
-
-async fn signal(target: &Target, signal: Signal) -> Vec<(Stat, OwnedFd)> {
-    let target = target.clone();
-    table::off_thread(move || target.signal(signal)).await.unwrap_or_default()
-}
-
-/// Waits until nothing is left, for `grace` at most.
-async fn wait_until_gone(target: &Target, grace: Duration, some: bool) {
-    let started = Instant::now();
-    let mut pause = Duration::from_millis(5);
-    let mut left = some;
-    while left && started.elapsed() < grace {
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(100));
-        let target = target.clone();
-        left = table::off_thread(move || !target.remaining().is_empty()).await.unwrap_or(false);
-    }
-}
-
-/// Waits for a killed process, and reaps it where it has become a child of the agent.
-async fn wait_for_exit(stat: &Stat, pidfd: OwnedFd, leader: Option<i32>) {
-    let Ok(pidfd) = watch_exit(pidfd) else { return };
-    let gone = timeout(KILLED_WAIT_MAX, pidfd.readable()).await.is_ok();
-    // Where the agent is the subreaper or pid 1, orphans come to it. The direct child is left alone:
-    // its status is still wanted. Anything else is no child of the agent, and is refused.
-    if gone && Some(stat.pid) != leader {
-        let id = WaitId::PidFd(pidfd.get_ref().as_fd());
-        waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
-    }
+    known.found
 }
 
 /// Opens a pidfd; `None` where there is no such process.
@@ -239,7 +242,7 @@ impl Contained {
         let target = Target { leader, marker };
         let mut contained = Contained { child, exited: None, streams, target, armed: true };
         // From here on the child is killed if anything fails.
-        let pidfd = leader.and_then(open).ok_or_else(io::Error::last_os_error);
+        let pidfd = leader.and_then(open).ok_or_else(|| io::ErrorKind::NotFound.into());
         let exited = pidfd.and_then(watch_exit);
         contained.exited = Some(exited.map_err(|source| ProcessError::Watch {
             label: job.label.to_owned(),
@@ -281,7 +284,7 @@ impl Contained {
         self.streams.drain();
         // Already exited, or killed above; one that is stuck in the kernel is left to the runtime,
         // which reaps it when it ends.
-        let exit = match timeout(KILLED_WAIT_MAX, self.child.wait()).await {
+        let exit = match timeout(REAP_WAIT_MAX, self.child.wait()).await {
             Ok(status) => status.map(Exit::from),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Ticks of `start_ticks` in a second: `USER_HZ`, part of the ABI on x86-64 and arm64.
@@ -68,6 +69,21 @@ impl Stat {
     pub(crate) fn read(pid: i32) -> Option<Stat> {
         Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
+}
+
+/// Does the process behind `pidfd`, which had this `pid`, still live? A zombie does not.
+///
+/// Birth and pid are not enough for this where a pidfd is at hand: a pid can be given out again
+/// within the tick that its last owner was born in.
+pub(crate) fn lives(pidfd: &OwnedFd, pid: i32) -> bool {
+    let living = Stat::read(pid).is_some_and(|stat| !stat.ended);
+    // Read second: if the process is not reaped now, what was read before was its own. The kernel
+    // shows -1 here once it is.
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    let shown = info.ok().and_then(|info| {
+        info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok())
+    });
+    living && shown == Some(pid)
 }
 
 /// Returns every process that can be read. A process that comes or goes meanwhile may be missing.

@@ -47,7 +47,9 @@ impl Barrier {
             drop(send.send(outcome));
         });
         match receive.recv_timeout(SYNCFS_DEADLINE) {
-            Ok(Err(error)) if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) => {
+            Ok(Err(error))
+                if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) =>
+            {
                 sync_each(tree)
             }
             Ok(outcome) => outcome,
@@ -95,8 +97,7 @@ fn replace(path: &Path, document: &impl Serialize, mode: u32, durable: bool) -> 
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(mode).open(&new)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&new)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(&bytes)?;
     if durable {

@@ -99,7 +99,8 @@ impl Store {
             Err(error) => {
                 let aside = self.state().join("journal.broken.json");
                 fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
-                let said = format!("{} could not be read and was set aside: {error}", path.display());
+                let said =
+                    format!("{} could not be read and was set aside: {error}", path.display());
                 Ok((Journal::new(own.clone()), Some(said)))
             }
         }

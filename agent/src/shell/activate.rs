@@ -240,7 +240,10 @@ impl<'a> Work<'a> {
             .await
             .map_err(|error| hinted(&error, error.hint()))?;
         if stopped.killed > 0 {
-            warn!(killed = stopped.killed, "processes of the app did not end in time and were killed");
+            warn!(
+                killed = stopped.killed,
+                "processes of the app did not end in time and were killed"
+            );
         }
         // A supervisor of the app's own may have brought it back by now.
         let deadline = Instant::now() + COMES_BACK;

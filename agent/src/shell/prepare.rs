@@ -74,9 +74,9 @@ impl PrepareError {
         match self {
             PrepareError::Fetch { source, .. } => source.hint(),
             PrepareError::Tree { source, .. } => source.hint(),
-            PrepareError::Recipe { .. } => {
-                Some("correct it, check it with `towline-agent check`, release the new commit".into())
-            }
+            PrepareError::Recipe { .. } => Some(
+                "correct it, check it with `towline-agent check`, release the new commit".into(),
+            ),
             PrepareError::NoRecipe { path, .. } => {
                 Some(format!("add {path} to the repository, or name another as git.recipe"))
             }
@@ -120,7 +120,12 @@ pub(super) async fn prepare(
             let chain = error::chain(&error);
             if !stop.is_cancelled() {
                 let output = error.output().map(|text| super::last_lines(&text, 20));
-                warn!(error = chain, hint = error.hint(), output, "prepare failed; what serves is kept");
+                warn!(
+                    error = chain,
+                    hint = error.hint(),
+                    output,
+                    "prepare failed; what serves is kept"
+                );
             }
             let detail = match error.hint() {
                 Some(hint) => format!("{chain} ({hint})"),
@@ -144,7 +149,9 @@ impl Work<'_> {
         if let Some(marker) = store.marker(self.revision) {
             self.recipe(marker.recipe.as_bytes())?;
             let live = unless_like.filter(|live| live != self.revision);
-            return Ok(live.and_then(|live| store.marker(&live)).is_some_and(|l| l.is_like(&marker)));
+            return Ok(live
+                .and_then(|live| store.marker(&live))
+                .is_some_and(|l| l.is_like(&marker)));
         }
         let started = Instant::now();
         store.check_space(0, 0, self.tools.config.keep.free_mib)?;
@@ -275,7 +282,8 @@ impl Work<'_> {
         let key = dependencies::key(install, staged, &scratch, run_as, self.stop).await?;
         let is_reused = dependencies::is_complete(store, &key);
         if !is_reused {
-            dependencies::install(store, install, &key, staged, &scratch, run_as, self.stop).await?;
+            dependencies::install(store, install, &key, staged, &scratch, run_as, self.stop)
+                .await?;
         }
         dependencies::link(store, install, &key, staged, run_as)?;
         marker.dependencies = Some(key.digest);

@@ -1,0 +1,36 @@
+# `make help` lists what can be run. Everything works from a fresh clone.
+
+CARGO ?= cargo
+
+.PHONY: help test lint fmt clean setup
+
+help: ## list what can be run
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile
+
+setup:
+	@sh tests/setup.sh
+
+test: setup ## run all tests, with everything that they need installed first
+	@$(CARGO) build --locked -p towline-agent
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --locked --workspace; \
+	else \
+		echo 'cargo-nextest is not installed: the tests run by cargo test'; \
+		$(CARGO) test --locked --workspace; \
+	fi
+
+lint: setup ## formatting, clippy, docs and the dependencies' rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check bans licenses sources; \
+	else \
+		echo 'cargo-deny is not installed: tests/tidy.rs checks licences, sources and bans'; \
+	fi
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+clean: ## remove what was built
+	$(CARGO) clean
