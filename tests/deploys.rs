@@ -5,6 +5,9 @@ use towline_tests::app::{self, Kind};
 use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
+mod boot;
+mod failures;
+mod input;
 mod ordinary;
 
 /// An origin and an instance.

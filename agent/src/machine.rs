@@ -115,7 +115,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Write the journal durably; a failure is logged, and the next journal makes up for it.
-    Journal(Journal),
+    Journal(Box<Journal>),
     /// Begin this task; its end comes back as [`Event::Done`].
     Begin(TaskId, Task),
     /// End the task that runs, with all of its processes, and wait until it has ended.
@@ -389,7 +389,7 @@ impl Machine {
                 self.journal.restart = target.restart;
             }
             self.journal.target = Some(target);
-            effects.push(Effect::Journal(self.journal.clone()));
+            effects.push(Effect::Journal(Box::new(self.journal.clone())));
             if is_other {
                 self.alike = None;
                 self.failure = None;
@@ -612,7 +612,7 @@ impl Machine {
                 }
                 if let (Window::Full, Some(revision)) = (window, self.live.revision.clone()) {
                     self.journal.prove(&revision);
-                    effects.push(Effect::Journal(self.journal.clone()));
+                    effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 }
             }
             // Reported, and nothing more: after proof there is no local rollback.

@@ -45,7 +45,7 @@ impl Machine {
     pub(super) fn resume(&mut self, mut swap: Swap, effects: &mut Vec<Effect>) {
         swap.resumes += 1;
         self.journal.swap = Some(swap.clone());
-        effects.push(Effect::Journal(self.journal.clone()));
+        effects.push(Effect::Journal(Box::new(self.journal.clone())));
         if swap.failed.is_some() {
             return self.restore(swap, How::Reload, 1, effects);
         }
@@ -117,7 +117,7 @@ impl Machine {
         self.journal.swap = None;
         self.journal.restart = self.journal.restart.max(swap.restart);
         self.journal.prove(&swap.to);
-        effects.push(Effect::Journal(self.journal.clone()));
+        effects.push(Effect::Journal(Box::new(self.journal.clone())));
         effects.push(Effect::Prune(self.keep()));
         self.serve_on(effects);
     }
@@ -160,12 +160,12 @@ impl Machine {
         swap.failed = Some(detail);
         if swap.from.is_some() {
             self.journal.swap = Some(swap.clone());
-            effects.push(Effect::Journal(self.journal.clone()));
+            effects.push(Effect::Journal(Box::new(self.journal.clone())));
             let how = if is_restart { How::Restart } else { How::Reload };
             return self.restore(swap, how, 1, effects);
         }
         self.journal.swap = None;
-        effects.push(Effect::Journal(self.journal.clone()));
+        effects.push(Effect::Journal(Box::new(self.journal.clone())));
         // Nothing served before: whatever the failed release left behind is in the next one's way,
         // and the shell finds it running.
         self.rung_fell(said, effects);
@@ -222,7 +222,7 @@ impl Machine {
                 }
                 self.live.health = Some(Health::Healthy);
                 self.journal.swap = None;
-                effects.push(Effect::Journal(self.journal.clone()));
+                effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 effects.push(Effect::Prune(self.keep()));
                 self.consider(effects);
             }

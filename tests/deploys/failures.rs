@@ -1,0 +1,186 @@
+//! Revisions that fail, and what serves afterwards.
+
+use serde_json::json;
+use towline_tests::app::Kind;
+use towline_tests::origin::Fault;
+
+use super::{World, replace};
+
+/// Deploys a revision that fails once it is live, and waits until the good one serves again.
+fn is_restored(behaviour: &serde_json::Value) -> (World, serde_json::Value) {
+    let (mut world, good) = World::serving(Kind::Plain);
+    let bad = world.commit(behaviour);
+    world.host.target(&bad);
+    let status = world.host.await_status("the failure to be told", |status| {
+        status["phase"] == "idle" && status["failure"]["revision"] == bad.as_str()
+    });
+    assert_eq!(status["serving"], good.as_str(), "{status:#}");
+    assert_eq!(status["health"], "healthy", "{status:#}");
+    assert!(status["degraded"].as_str().unwrap().contains("was rejected"), "{status:#}");
+    assert_eq!(world.host.served().as_ref(), Some(&good));
+    assert_eq!(world.host.current().as_ref(), Some(&good));
+    // A good one afterwards is taken as ever.
+    let next = world.commit_good();
+    world.host.target(&next);
+    world.host.await_serving(&next);
+    (world, status)
+}
+
+#[test]
+fn workers_that_crash_are_replaced_by_those_that_did_not() {
+    is_restored(&json!({"worker": "crash"}));
+}
+
+#[test]
+fn an_unhealthy_revision_is_restored() {
+    let (_world, status) = is_restored(&json!({"worker": "unhealthy"}));
+    assert_eq!(status["failure"]["cause"], "unhealthy");
+}
+
+#[test]
+fn a_revision_that_answers_with_another_is_restored() {
+    let (_world, status) = is_restored(&json!({"worker": "wrong-revision"}));
+    assert_eq!(status["failure"]["cause"], "wrong-revision");
+}
+
+/// The manager's fault is in the revision that serves when it is signalled.
+fn is_restarted(on_hangup: &str) {
+    let mut world = World::new(Kind::Plain);
+    let stubborn = world.commit(&json!({"on_hangup": on_hangup}));
+    world.host.target(&stubborn);
+    world.host.run();
+    world.host.await_serving(&stubborn);
+    let next = world.commit_good();
+    world.host.target(&next);
+    let status = world.host.await_serving(&next);
+    assert_eq!(status["failure"], serde_json::Value::Null, "{status:#}");
+    assert_eq!(world.host.served().as_ref(), Some(&next));
+}
+
+#[test]
+fn a_manager_that_ignores_the_signal_is_restarted() {
+    is_restarted("ignore");
+}
+
+#[test]
+fn a_manager_that_dies_of_the_signal_is_brought_back() {
+    is_restarted("die");
+}
+
+#[test]
+fn a_manager_that_keeps_the_old_directory_is_restarted() {
+    is_restarted("keep-directory");
+}
+
+/// Adds an install to the app that has none.
+fn with_install(world: &mut World, command: &str) -> String {
+    world.commit_with(|files| {
+        let recipe = files.iter().find(|(path, _, _)| path == "towline.toml").unwrap();
+        let install = format!(
+            "[install]\ncommand = [\"sh\", \"-c\", {command:?}]\ninputs = [\"parent.txt\"]\noutputs \
+             = [\"made\"]\ntimeout_s = 2\n\n"
+        );
+        let text = install + std::str::from_utf8(&recipe.1).unwrap();
+        replace(files, "towline.toml", &text);
+    })
+}
+
+#[test]
+fn an_install_that_fails_or_hangs_touches_nothing_and_is_tried_again() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    for (command, said) in [("echo no registry >&2; exit 3", "status 3"), ("sleep 1000", "2 s")] {
+        let bad = with_install(&mut world, command);
+        world.host.target(&bad);
+        let status = world.host.await_status("a second attempt to fail", |status| {
+            let failure = &status["failure"];
+            failure["revision"] == bad.as_str() && failure["attempt"].as_u64() >= Some(2)
+        });
+        let detail = status["failure"]["detail"].as_str().unwrap();
+        assert!(detail.contains(said), "{detail}");
+        assert_eq!(status["failure"]["cause"], "install");
+        assert_eq!(world.host.served().as_ref(), Some(&good), "nothing live was touched");
+        assert_eq!(world.host.processes("sleep 1000"), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn an_install_that_leaves_a_daemon_holds_nobody() {
+    let (mut world, _) = World::serving(Kind::Plain);
+    let command = "mkdir made; setsid sleep 1234 & exit 0";
+    let next = with_install(&mut world, command);
+    world.host.target(&next);
+    world.host.await_serving(&next);
+    assert_eq!(world.host.processes("1234"), Vec::<u32>::new(), "the daemon was ended");
+}
+
+#[test]
+fn a_newer_target_during_an_install_is_taken_at_once() {
+    let (mut world, _) = World::serving(Kind::Plain);
+    let slow = with_install(&mut world, "touch started; sleep 1000");
+    world.host.target(&slow);
+    world.host.await_some("the install to run", |host| {
+        (!host.processes("sleep 1000").is_empty()).then_some(())
+    });
+    let next = world.commit_good();
+    world.host.target(&next);
+    world.host.await_serving(&next);
+    assert_eq!(world.host.processes("sleep 1000"), Vec::<u32>::new());
+}
+
+#[test]
+fn an_outage_of_the_origin_is_waited_out() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    let next = world.commit_good();
+    world.origin.fail(Fault::Down);
+    world.host.target(&next);
+    let status = world.host.await_status("attempts to fail", |status| {
+        status["failure"]["attempt"].as_u64() >= Some(2)
+    });
+    assert_eq!(status["failure"]["cause"], "fetch");
+    assert_eq!(world.host.served().as_ref(), Some(&good));
+    world.origin.fail(Fault::None);
+    world.host.await_serving(&next);
+}
+
+#[test]
+fn unknown_commits_and_those_forced_away_are_told_from_those_on_the_branch() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    world.repo.give_any_commit(false);
+    let gone = world.commit_good();
+    world.tip = Some(good.clone());
+    let forced = world.commit_with(|files| replace(files, "other.txt", "forced"));
+    for lost in [gone, "0123456789abcdef0123456789abcdef01234567".to_owned()] {
+        world.host.target(&lost);
+        let status = world.host.await_status("the commit to be missed", |status| {
+            status["failure"]["revision"] == lost.as_str()
+        });
+        let detail = status["failure"]["detail"].as_str().unwrap();
+        assert!(detail.contains("not on the branch main"), "{detail}");
+        assert_eq!(world.host.served().as_ref(), Some(&good));
+    }
+    world.host.target(&forced);
+    world.host.await_serving(&forced);
+}
+
+#[test]
+fn an_agent_killed_anywhere_in_a_deploy_takes_it_up_again() {
+    let (mut world, mut serving) = World::serving(Kind::Plain);
+    for phase in ["preparing", "activating", "proving", "probing"] {
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_status(&format!("the phase {phase}, or one after it"), |status| {
+            let order = ["preparing", "activating", "proving", "probing"];
+            let place = |name: &str| order.iter().position(|own| *own == name);
+            let now = status["phase"].as_str().and_then(place);
+            (status["target"] == next.as_str() && now >= place(phase))
+                || status["serving"] == next.as_str()
+        });
+        world.host.kill();
+        let current = world.host.current().unwrap();
+        assert!(current == serving || current == next, "`current` is one of the two");
+        world.host.run();
+        world.host.await_serving(&next);
+        assert_eq!(world.host.served().as_ref(), Some(&next));
+        serving = next;
+    }
+}
