@@ -203,7 +203,10 @@ impl Host {
     pub fn await_status(&mut self, what: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
         self.await_some(what, |host| {
             let status = host.status()["status"].take();
-            is_wanted(&status).then_some(status)
+            // What an agent before this one has left says nothing about this one.
+            let own = host.agent.as_ref().map(Child::id);
+            let is_own = own.is_some() && status["pid"].as_u64() == own.map(u64::from);
+            (is_own && is_wanted(&status)).then_some(status)
         })
     }
 

@@ -313,7 +313,9 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Mute
         let service = hyper_util::service::TowerToHyperService::new(router.clone());
         let tls = tls.clone();
         tokio::spawn(async move {
-            let builder = hyper::server::conn::http1::Builder::new();
+            // A connection that outlived a request would not notice that the origin is down.
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.keep_alive(false);
             match tls {
                 // A client that trusts nobody here ends the handshake; so does one that stops.
                 Some(tls) => {
