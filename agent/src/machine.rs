@@ -203,6 +203,7 @@ enum State {
     Journalling {
         swap: Swap,
         how: How,
+        owed: Option<Swap>,
     },
     Live {
         swap: Swap,
@@ -248,7 +249,7 @@ pub struct Machine {
     is_busy: bool,
     /// The complete releases on disk, oldest first.
     releases: Vec<Revision>,
-    /// How often in a row the ladder ended with nothing to serve.
+    /// How often in a row a boot, or a restore, ended with nothing good that serves.
     falls: u32,
     ladder: Option<Ladder>,
     live: Live,
@@ -464,11 +465,11 @@ impl Machine {
             }
             (State::Asking { aim }, Outcome::Permitted(true)) => self.swap(aim, effects),
             (State::Asking { aim }, _) => self.wait(Retry::Prepare(aim), 1, effects),
-            (State::Journalling { swap, how }, Outcome::Journalled) => {
-                self.journal.swap = Some(swap.clone());
+            (State::Journalling { swap, how, .. }, Outcome::Journalled) => {
                 self.activate(swap, how, effects);
             }
-            (State::Journalling { swap, .. }, Outcome::Failed(cause, detail)) => {
+            (State::Journalling { swap, owed, .. }, Outcome::Failed(cause, detail)) => {
+                self.journal.swap = owed;
                 let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
                 self.not_prepared(aim, 1, cause, detail, effects);
             }
@@ -551,7 +552,7 @@ impl Machine {
         }
         if let Some(swap) = self.journal.swap.clone() {
             // Nothing good serves: what served before comes first.
-            return self.wait(Retry::Restore(swap), attempt, effects);
+            return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
         }
         if cause == Cause::Refused {
             // The same tree and the same recipe give the same answer: wait for a newer target.
@@ -615,10 +616,21 @@ impl Machine {
                     effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 }
             }
+            // A crash of the agent left live what never passed, while something proven is on disk.
+            _ if window == Window::Full && self.has_proven_other() => {
+                self.live.health = Some(Health::Unhealthy);
+                self.live.is_running = false;
+                return self.climb(effects);
+            }
             // Reported, and nothing more: after proof there is no local rollback.
             _ => self.live.health = Some(Health::Unhealthy),
         }
         self.consider(effects);
+    }
+
+    fn has_proven_other(&self) -> bool {
+        let other = |revision: &&Revision| Some(*revision) != self.live.revision.as_ref();
+        self.journal.proven.iter().filter(other).any(|revision| self.releases.contains(revision))
     }
 
     fn begin(&mut self, task: Task, effects: &mut Vec<Effect>) {

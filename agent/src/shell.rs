@@ -227,12 +227,14 @@ impl Shell {
             }
             // A file gives leave at once: it has no batches and no budget.
             Task::Ask(_) => Box::pin(async { Outcome::Permitted(true) }),
-            Task::Journal(journal) => Box::pin(async move {
-                match tools.store.write_journal(&journal) {
+            // At once, so that journals reach the disk in the order in which they were made.
+            Task::Journal(journal) => {
+                let outcome = match tools.store.write_journal(&journal) {
                     Ok(()) => Outcome::Journalled,
                     Err(error) => Outcome::Failed(Cause::Disk, errors::chain(&error)),
-                }
-            }),
+                };
+                Box::pin(std::future::ready(outcome))
+            }
             Task::Activate { to, from, how } => {
                 Box::pin(activate::activate(tools, to, from, how, own))
             }

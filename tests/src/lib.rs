@@ -5,3 +5,4 @@ pub mod app;
 pub mod host;
 pub mod load;
 pub mod origin;
+pub mod world;

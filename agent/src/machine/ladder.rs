@@ -107,7 +107,11 @@ impl Machine {
     /// What a rung would serve; an error where it should have something and has not.
     fn candidate(&self, rung: Rung) -> Result<Option<Revision>, String> {
         let tried = self.ladder.as_ref().map_or(&[][..], |ladder| &ladder.tried);
-        let is_new = |revision: &&Revision| !tried.contains(revision);
+        let order = self.order();
+        // What failed for this target is not activated for it again, on no rung.
+        let is_new = |revision: &&Revision| {
+            !tried.contains(revision) && self.journal.rejection(order, revision).is_none()
+        };
         let on_disk = |revision: &&Revision| self.releases.contains(revision);
         let target = self.journal.target.as_ref();
         Ok(match rung {

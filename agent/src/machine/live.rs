@@ -9,6 +9,7 @@
 //!
 //! PURE.
 
+use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence, Failure, Health};
 
 use super::{
@@ -27,18 +28,27 @@ impl Machine {
         } else {
             How::Reload
         };
+        // What never passed its window is no place to go back to while something proven is there.
+        let is_known =
+            |revision: &&Revision| **revision != aim.revision && self.releases.contains(revision);
+        let from = live.map(|live| {
+            if self.journal.is_proven(&live) {
+                return live;
+            }
+            self.journal.proven.iter().rev().find(is_known).cloned().unwrap_or(live)
+        });
         let swap = Swap {
             order: aim.order,
             to: aim.revision,
-            from: owed.or(live),
+            from: owed.or(from),
             failed: None,
             restart: aim.restart,
             resumes: 0,
         };
-        let mut journal = self.journal.clone();
-        journal.swap = Some(swap.clone());
-        self.state = State::Journalling { swap, how };
-        self.begin(Task::Journal(Box::new(journal)), effects);
+        // In memory as well, so that whatever is journalled meanwhile keeps it.
+        let owed = self.journal.swap.replace(swap.clone());
+        self.state = State::Journalling { swap, how, owed };
+        self.begin(Task::Journal(Box::new(self.journal.clone())), effects);
     }
 
     /// Takes up a swap that the last run of the agent left unfinished.
@@ -166,8 +176,9 @@ impl Machine {
         }
         self.journal.swap = None;
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
-        // Nothing served before: whatever the failed release left behind is in the next one's way,
-        // and the shell finds it running.
+        // Nothing served before, so the next rung needs no leave; what the failed release left
+        // behind is found by the shell, and replaced.
+        self.live.is_running = false;
         self.rung_fell(said, effects);
     }
 
@@ -221,6 +232,7 @@ impl Machine {
                     self.live.evidence = Some(Evidence::Served);
                 }
                 self.live.health = Some(Health::Healthy);
+                self.falls = 0;
                 self.journal.swap = None;
                 effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 effects.push(Effect::Prune(self.keep()));
@@ -234,10 +246,24 @@ impl Machine {
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
                 self.failure =
                     Some(Failure { revision: to, cause: Cause::Restore, detail, attempt });
-                self.wait(Retry::Restore(swap), attempt, effects);
+                self.falls = self.falls.saturating_add(1);
+                if self.has_better(&swap) {
+                    // Nothing good serves, so a newer target need not wait for it.
+                    return self.consider(effects);
+                }
+                self.wait(Retry::Restore(swap), self.falls, effects);
             }
             // An outcome of another task: none of those runs here.
             _ => {}
         }
+    }
+
+    /// Is there a newer target than the one whose failure could not be undone?
+    fn has_better(&self, swap: &Swap) -> bool {
+        let Some(target) = &self.journal.target else { return false };
+        target.order > swap.order
+            && swap.from.as_ref() != Some(&target.revision)
+            && self.journal.rejection(target.order, &target.revision).is_none()
+            && !self.is_refused(&target.revision)
     }
 }
