@@ -1,0 +1,191 @@
+//! The rules that the compiler cannot keep: which file may do what.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Files that decide and never act.
+const PURE: &[&str] =
+    &["agent/src/machine", "agent/src/journal.rs", "agent/src/health/window.rs", "protocol/src"];
+
+/// The words that would give them hands or eyes.
+const IMPURE: &[&str] = &[
+    "async ",
+    "tokio",
+    "tracing",
+    "std::fs",
+    "std::net::T",
+    "std::env",
+    "std::process",
+    "::now()",
+    "rand::",
+    "HashMap",
+    "crate::shell",
+    "crate::release",
+    "crate::git",
+    "crate::process",
+];
+
+/// Where a library is at home; its types stay there.
+const HOMES: &[(&str, &[&str])] = &[
+    ("git2::", &["agent/src/git"]),
+    ("reqwest::", &["agent/src/git", "agent/src/health.rs"]),
+    (" nix::", &["agent/src/process", "agent/src/manager", "agent/src/release"]),
+    (
+        "rustix::",
+        &[
+            "agent/src/process",
+            "agent/src/manager",
+            "agent/src/release",
+            "agent/src/git/tree.rs",
+            "agent/src/source/file.rs",
+        ],
+    ),
+    ("inotify::", &["agent/src/source"]),
+    ("clap::", &["agent/src/main.rs"]),
+    ("std::env::var", &["agent/src/main.rs"]),
+    ("unsafe_code", &["agent/src/git/http.rs", "agent/src/process"]),
+    ("println!", &["agent/src/main.rs"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The files that git knows, or would take.
+fn files() -> Vec<String> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output()
+        .expect("git is installed");
+    let list = String::from_utf8(output.stdout).expect("names are text");
+    list.lines().filter(|name| root().join(name).is_file()).map(str::to_owned).collect()
+}
+
+/// The product's code: path and text, without tests and comments.
+fn code() -> Vec<(String, String)> {
+    let is_product = |name: &String| {
+        name.ends_with(".rs") && (name.starts_with("agent/src") || name.starts_with("protocol/src"))
+    };
+    let code = files().into_iter().filter(is_product).map(|name| {
+        let text = std::fs::read_to_string(root().join(&name)).expect("it is text");
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();
+        (name, text)
+    });
+    code.collect()
+}
+
+/// Finds words in lines that are no comments.
+fn find(files: &[(String, String)], words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, text) in files {
+        for (index, line) in text.lines().enumerate() {
+            if line.trim_start().starts_with("//") {
+                continue;
+            }
+            for word in words.iter().filter(|word| line.contains(**word)) {
+                found.push(format!("{name}:{}: `{word}`", index + 1));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn words_are_found_in_code_and_not_in_comments() {
+    let bad = vec![("a.rs".to_owned(), "// tokio\nuse tokio::time;\n".to_owned())];
+    assert_eq!(find(&bad, IMPURE), ["a.rs:2: `tokio`"]);
+}
+
+#[test]
+fn pure_files_stay_pure() {
+    let pure: Vec<_> = code()
+        .into_iter()
+        .filter(|(name, _)| PURE.iter().any(|own| name.starts_with(own)))
+        .collect();
+    assert!(pure.len() > 8, "the pure files were found");
+    let found = find(&pure, IMPURE);
+    assert!(found.is_empty(), "pass it in as an argument:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_foreign_library_has_one_home() {
+    let code = code();
+    for (word, homes) in HOMES {
+        let away: Vec<_> = code
+            .iter()
+            .filter(|(name, _)| !homes.iter().any(|home| name.starts_with(home)))
+            .cloned()
+            .collect();
+        assert!(away.len() < code.len(), "{word} has a home");
+        let found = find(&away, &[word]);
+        assert!(found.is_empty(), "{word} belongs into {homes:?}:\n{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_is_no_drawer() {
+    for (name, text) in code() {
+        assert!(text.starts_with("//!"), "{name} begins with what it is for");
+        let stem = Path::new(&name).file_stem().and_then(|stem| stem.to_str());
+        let drawers = ["mod", "utils", "common", "helpers", "types"];
+        assert!(!stem.is_some_and(|stem| drawers.contains(&stem)), "{name}: name what it does");
+    }
+}
+
+#[test]
+fn the_root_holds_what_every_project_has() {
+    const KNOWN: &[&str] = &[
+        "Cargo.toml",
+        "agent",
+        "protocol",
+        "coordinator",
+        "tests",
+        "ami-snippets",
+        "README.md",
+        "Cargo.lock",
+        "ARCHITECTURE.md",
+        "LICENSE",
+        "Makefile",
+        "deny.toml",
+        "rustfmt.toml",
+    ];
+    for name in files() {
+        let top = name.split('/').next().unwrap_or_default();
+        assert!(KNOWN.contains(&top) || top.starts_with('.'), "{top} does not belong at the root");
+    }
+}
+
+#[test]
+fn dependencies_come_from_the_registry_and_bring_no_second_tls() {
+    let lock = std::fs::read_to_string(root().join("Cargo.lock")).expect("it is text");
+    assert!(!lock.contains("source = \"git"), "a dependency from a repository");
+    for name in ["openssl-sys", "native-tls", "aws-lc-sys"] {
+        assert!(
+            !lock.contains(&format!("name = \"{name}\"")),
+            "{name}: rustls with ring is enough"
+        );
+    }
+    let packages = lock.matches("[[package]]").count();
+    assert!(packages <= 260, "{packages} packages; each one needs a reason");
+    for manifest in ["protocol/Cargo.toml", "agent/Cargo.toml", "tests/Cargo.toml"] {
+        let text = std::fs::read_to_string(root().join(manifest)).expect("it is text");
+        assert!(!text.contains("towline-tests ="), "{manifest}: nothing depends on tests");
+        let is_protocol = manifest.starts_with("protocol");
+        for name in ["tokio", "reqwest", "tracing", "clap", "towline-agent"] {
+            let has = text.contains(&format!("\n{name}.workspace"));
+            assert!(!(is_protocol && has), "{manifest}: {name}: the vocabulary does not act");
+        }
+    }
+}
+
+#[test]
+fn npm_lock_files_name_no_host() {
+    let locks: Vec<_> =
+        files().into_iter().filter(|name| name.ends_with("package-lock.json")).collect();
+    assert!(!locks.is_empty());
+    for name in locks {
+        let text = std::fs::read_to_string(root().join(&name)).expect("it is text");
+        assert!(!text.contains("\"resolved\""), "{name} holds download addresses");
+    }
+}
