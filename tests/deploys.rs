@@ -9,6 +9,7 @@ mod boot;
 mod failures;
 mod input;
 mod ordinary;
+mod origins;
 mod trees;
 
 /// An origin and an instance.

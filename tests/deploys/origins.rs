@@ -1,0 +1,121 @@
+//! Origins: private ones, slow ones, and those that lead elsewhere.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use towline_tests::app::Kind;
+use towline_tests::host::Host;
+use towline_tests::origin::{Fault, Origin};
+
+use super::World;
+
+/// Puts a credential beside the target file, and returns the line of host config.
+fn credential(dir: &tempfile::TempDir, text: &str) -> String {
+    let path = dir.path().join("token");
+    fs::write(&path, text).expect("a new file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("it is ours");
+    format!("branch = \"main\"\ncredential = {path:?}\n")
+}
+
+#[test]
+fn a_private_origin_over_https_is_fetched_with_its_token_and_its_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin::start_tls();
+    origin.require("bot:s3cret");
+    let repo = origin.repository("web.git");
+    let line = credential(&dir, "bot:s3cret\n");
+    let trusted = format!("{line}ca_file = {:?}\n", origin.ca_file());
+    let host = Host::new(&origin.url(&repo), &trusted, "");
+    let mut world = World { origin, repo, host, kind: Kind::Plain, tip: None };
+    let good = world.commit_good();
+    world.host.target(&good);
+    world.host.run();
+    world.host.await_serving(&good);
+    let sent = world.origin.authorisations();
+    assert!(!sent.is_empty() && sent.iter().all(|own| own.as_deref() == Some("bot:s3cret")));
+    assert!(!world.host.log().contains("s3cret"), "no secret in the log");
+
+    // Without the certificate nothing is sent to it.
+    let mut stranger = Host::new(&world.origin.url(&world.repo), &line, "");
+    stranger.target(&good);
+    let (code, log) = stranger.once();
+    assert_eq!(code, 75, "{log}");
+    assert!(log.contains("certificate"), "{log}");
+    assert_eq!(world.origin.authorisations().len(), sent.len());
+}
+
+#[test]
+fn a_token_is_not_sent_to_another_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::with(Kind::Plain, &credential(&dir, "s3cret"), "");
+    let good = world.commit_good();
+    let other = Origin::start();
+    world.origin.fail(Fault::Redirect(other.base()));
+    world.host.target(&good);
+    let (code, log) = world.host.once();
+    assert_ne!(code, 0, "the other one has no such repository: {log}");
+    let own = world.origin.authorisations();
+    assert!(own.iter().all(|sent| sent.as_deref() == Some("x-access-token:s3cret")));
+    let elsewhere = other.authorisations();
+    assert!(!elsewhere.is_empty() && elsewhere.iter().all(Option::is_none), "{elsewhere:?}");
+}
+
+#[test]
+fn an_origin_that_stalls_or_breaks_off_is_given_up_in_time_and_tried_again() {
+    let git = "branch = \"main\"\nstall_s = 0.3\n";
+    let mut world = World::with(Kind::Plain, git, "[boot]\ndeadline_s = 30\n");
+    let good = world.commit_good();
+    world.origin.fail(Fault::Stall);
+    world.host.target(&good);
+    world.host.run();
+    let faults = [
+        (Fault::Stall, "sent nothing for 0.3 s"),
+        (Fault::Truncate(40), "could not reach"),
+        (Fault::Status(503), "answered 503"),
+    ];
+    for (fault, said) in faults {
+        world.origin.fail(fault);
+        world.host.await_status(said, |status| {
+            status["failure"]["detail"].as_str().is_some_and(|detail| detail.contains(said))
+        });
+    }
+    world.origin.fail(Fault::None);
+    world.host.await_serving(&good);
+}
+
+#[test]
+fn a_broken_cache_is_made_anew() {
+    let (mut world, _) = World::serving(Kind::Plain);
+    let cache = world.host.dir().join(".towline/git");
+    fs::remove_file(cache.join("HEAD")).unwrap();
+    fs::write(cache.join("config.lock"), "").unwrap();
+    let next = world.commit_good();
+    world.host.target(&next);
+    world.host.await_serving(&next);
+    assert!(cache.with_extension("broken").exists());
+    for entry in fs::read_dir(cache.join("objects/pack")).unwrap() {
+        fs::write(entry.unwrap().path(), "").unwrap();
+    }
+    let next = world.commit_good();
+    world.host.target(&next);
+    world.host.await_serving(&next);
+}
+
+#[test]
+fn a_verified_branch_refuses_commits_that_are_not_on_it() {
+    let git = "branch = \"main\"\nverify_branch = true\n";
+    let mut world = World::with(Kind::Plain, git, "");
+    let good = world.commit_good();
+    world.host.target(&good);
+    world.host.run();
+    world.host.await_serving(&good);
+    // The server gives it by its id, and it is on no branch.
+    let stray = world.commit_good();
+    world.repo.point("main", &good);
+    world.host.target(&stray);
+    let status = world.host.await_status("the stray commit to be refused", |status| {
+        status["failure"]["revision"] == stray.as_str()
+    });
+    assert!(status["failure"]["detail"].as_str().unwrap().contains("is not on the branch main"));
+    assert_eq!(world.host.served().as_ref(), Some(&good));
+}
