@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -311,18 +311,7 @@ pub(crate) fn own_dir(dir: &Path, run_as: &RunAs) -> Result<(), DiskError> {
 /// Whatever cannot be removed.
 pub fn bound_package_cache(store: &Store, max_mib: u64) -> Result<bool, DiskError> {
     let cache = store.package_cache();
-    let mut bytes: u64 = 0;
-    let mut dirs = vec![cache.clone()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(meta) if meta.is_dir() => dirs.push(entry.path()),
-                Ok(meta) => bytes = bytes.saturating_add(meta.blocks() * 512),
-                Err(_) => {}
-            }
-        }
-    }
-    if bytes <= max_mib.saturating_mul(1 << 20) {
+    if release::size_bytes(&cache) <= max_mib.saturating_mul(1 << 20) {
         return Ok(false);
     }
     release::remove_tree(&cache).map_err(failed("remove", &cache))?;

@@ -30,7 +30,7 @@ use towline_protocol::ids::Revision;
 mod durable;
 pub mod state;
 
-pub use durable::{Barrier, remove_tree};
+pub use durable::{Barrier, remove_tree, size_bytes};
 
 /// The file in each release that holds its full revision and a newline, for the app to read.
 pub const REVISION_FILE: &str = ".towline-revision";

@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use git2::{
@@ -292,18 +291,7 @@ impl Cache {
     /// Returns how much disk the cache takes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        let mut bytes: u64 = 0;
-        let mut dirs = vec![self.dir.clone()];
-        while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                match entry.metadata() {
-                    Ok(meta) if meta.is_dir() => dirs.push(entry.path()),
-                    Ok(meta) => bytes = bytes.saturating_add(meta.blocks() * 512),
-                    Err(_) => {}
-                }
-            }
-        }
-        bytes
+        crate::release::size_bytes(&self.dir)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -128,6 +128,23 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// Returns how many bytes of disk a tree takes, as far as it can be read. Links are not followed.
+#[must_use]
+pub fn size_bytes(tree: &Path) -> u64 {
+    let mut bytes: u64 = 0;
+    let mut dirs = vec![tree.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => dirs.push(entry.path()),
+                Ok(meta) => bytes = bytes.saturating_add(meta.blocks() * 512),
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
 }
 
 fn unseal(tree: &Path) -> io::Result<()> {
