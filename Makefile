@@ -2,13 +2,17 @@
 
 CARGO ?= cargo
 
-.PHONY: help test lint fmt clean setup
+.PHONY: help demo test lint fmt clean setup
 
 help: ## list what can be run
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile
 
 setup:
 	@sh tests/setup.sh
+
+demo: setup ## an instance through an ordinary day and three bad ones, under load: two minutes after the build
+	@$(CARGO) build --locked --release -p towline-agent -p towline-tests --bins
+	@$${CARGO_TARGET_DIR:-target}/release/demo
 
 test: setup ## run all tests, with everything that they need installed first
 	@$(CARGO) build --locked -p towline-agent

@@ -122,7 +122,8 @@ impl Probe {
                 let tried = format!("GET {address}");
                 match tokio::time::timeout(self.timeout, self.get(address)).await {
                     Ok(Ok(answer)) => judge(&tried, &answer, self.revision.as_ref(), expected),
-                    Ok(Err(error)) => Verdict::unhealthy(&tried, &chain(&error)),
+                    // The address stands in `tried` already.
+                    Ok(Err(error)) => Verdict::unhealthy(&tried, &chain(&error.without_url())),
                     Err(_) => Verdict::unhealthy(&tried, &self.no_answer()),
                 }
             }

@@ -35,6 +35,8 @@ pub struct Host {
     agent: Option<Child>,
     /// Lines that replace or extend the host config's tables.
     config: String,
+    /// What the agent's environment holds besides the test's own.
+    environment: Vec<(String, String)>,
 }
 
 impl Host {
@@ -52,7 +54,14 @@ impl Host {
         let root = tempfile::Builder::new().prefix("towline-").tempdir().expect("a temp dir");
         let mode = fs::Permissions::from_mode(0o755);
         fs::set_permissions(root.path(), mode).expect("it is ours");
-        let mut host = Self { root, port, generation: 0, agent: None, config: String::new() };
+        let mut host = Self {
+            root,
+            port,
+            generation: 0,
+            agent: None,
+            config: String::new(),
+            environment: Vec::new(),
+        };
         fs::create_dir(host.dir()).expect("a new directory");
         let run = host.dir().join("shared/run");
         fs::create_dir_all(&run).expect("a new directory");
@@ -82,6 +91,11 @@ impl Host {
         assert!(self.config.contains(from), "{from} is in the config");
         self.config = self.config.replacen(from, to, 1);
         fs::write(self.config_file(), &self.config).expect("it is ours");
+    }
+
+    /// Adds to the environment of the agents that are started from now on.
+    pub fn add_environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment.extend(variables);
     }
 
     /// The app's directory.
@@ -131,6 +145,7 @@ impl Host {
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(agent());
         command.arg(name).arg("--config").arg(self.config_file());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -261,42 +276,14 @@ impl Host {
     /// directory or environment, those of an install by theirs.
     #[must_use]
     pub fn processes(&self, word: &str) -> Vec<u32> {
-        let own = self.root.path().to_str().expect("a temp dir's name is text");
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
-            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-            let holds = |bytes: &[u8], text: &str| {
-                text.is_empty() || bytes.windows(text.len()).any(|window| window == text.as_bytes())
-            };
-            let line = read("cmdline");
-            let is_agent = self.agent.as_ref().is_some_and(|agent| agent.id() == pid);
-            if !is_agent
-                && pid != std::process::id()
-                && holds(&line, word)
-                && (holds(&read("environ"), own) || holds(&line, own))
-            {
-                found.push(pid);
-            }
-        }
+        let mut found = processes_of(self.root.path(), word);
+        found.retain(|pid| self.agent.as_ref().is_none_or(|agent| agent.id() != *pid));
         found
     }
 
     /// Ends the app at once, as a power cut would.
     pub fn kill_app(&self) {
-        for _ in 0..50 {
-            let pids = self.processes("");
-            if pids.is_empty() {
-                return;
-            }
-            for pid in pids {
-                signal(pid, Signal::SIGKILL);
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        end_all(|| self.processes(""));
     }
 
     /// Runs a command of the agent that needs no config, such as `check`.
@@ -315,6 +302,46 @@ impl Drop for Host {
             drop(agent.wait());
         }
         self.kill_app();
+    }
+}
+
+/// The pids of the processes whose command line or environment holds the path `dir`, and whose command
+/// line holds `word`.
+#[must_use]
+pub fn processes_of(dir: &Path, word: &str) -> Vec<u32> {
+    let dir = dir.to_str().expect("a temp dir's name is text");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+        let holds = |bytes: &[u8], text: &str| {
+            text.is_empty() || bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        };
+        let line = read("cmdline");
+        if pid != std::process::id()
+            && holds(&line, word)
+            && (holds(&read("environ"), dir) || holds(&line, dir))
+        {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// Kills whatever is found, again and again: a supervisor may start another one meanwhile.
+pub fn end_all(find: impl Fn() -> Vec<u32>) {
+    for _ in 0..50 {
+        let pids = find();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            signal(pid, Signal::SIGKILL);
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -2,6 +2,7 @@
 //! load that they put on it.
 
 pub mod app;
+pub mod gateway;
 pub mod host;
 pub mod load;
 pub mod origin;
