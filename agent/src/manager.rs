@@ -37,9 +37,10 @@ mod pid_file;
 mod prove;
 mod releases;
 mod stop;
+mod turnover;
 
 pub use judge::{Judgement, Pending, Seen, Snapshot, View, Worker, judge};
-pub use prove::{ProveError, prove};
+pub use prove::{CrashWatch, ProveError, prove};
 pub use releases::releases_in_use;
 pub use stop::{StopError, Stopped, stop};
 

@@ -29,7 +29,10 @@ fn is_restored(behaviour: &serde_json::Value) -> (World, serde_json::Value) {
 
 #[test]
 fn workers_that_crash_are_replaced_by_those_that_did_not() {
-    is_restored(&json!({"worker": "crash"}));
+    let (_world, status) = is_restored(&json!({"worker": "crash"}));
+    // Seen in the workers, and long before any deadline.
+    let detail = status["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains("end as soon as they start"), "{detail}");
 }
 
 #[test]

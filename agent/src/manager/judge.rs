@@ -147,6 +147,12 @@ impl View {
         off_thread(read).await.unwrap_or(nothing)
     }
 
+    /// Returns the manager's children, each with what it runs.
+    pub(super) fn present_branches(&self) -> impl Iterator<Item = (Worker, Vec<PathBuf>)> {
+        let branches = self.workers.iter().filter(|seen| seen.branch == seen.worker.pid);
+        branches.map(|seen| (seen.worker, seen.files.clone().unwrap_or_default()))
+    }
+
     /// Returns what must hold still: the manager's children, or a manager that has none.
     pub(super) fn branches(&self) -> BTreeSet<Worker> {
         let branches = self.workers.iter().filter(|seen| seen.branch == seen.worker.pid);

@@ -10,6 +10,7 @@ use towline_protocol::report::Evidence;
 use tracing::{debug, trace};
 
 use super::judge::{Judgement, Pending, Snapshot, View, Worker, judge};
+use super::turnover::Turnover;
 use super::{Context, FindError, Finding, find};
 
 /// The pause after the first look; each is twice as long as the one before.
@@ -67,6 +68,14 @@ pub enum ProveError {
         /// How long was waited.
         timeout: Duration,
     },
+    /// Workers of the release end as soon as they start.
+    #[error("workers end as soon as they start: {ended} within {:.1} s", waited.as_secs_f64())]
+    Crashing {
+        /// How many were seen to end.
+        ended: u32,
+        /// How long was waited.
+        waited: Duration,
+    },
     /// It could not be learned whether the manager runs.
     #[error("could not find the cluster manager again")]
     Find {
@@ -93,7 +102,9 @@ impl ProveError {
                  directory), not with the release that this points to; a full restart helps once"
                     .to_owned(),
             ),
-            ProveError::Gone { .. } | ProveError::NotSettled { .. } => {
+            ProveError::Gone { .. }
+            | ProveError::NotSettled { .. }
+            | ProveError::Crashing { .. } => {
                 Some("see the app's own log for why its processes end".to_owned())
             }
             ProveError::Find { source } => source.hint(),
@@ -132,6 +143,10 @@ pub async fn prove(
         match view {
             Ok(mut view) => {
                 watch.notice(&mut view);
+                if let Some(ended) = watch.count_ended(before, &view) {
+                    let waited = watch.started.elapsed();
+                    return Err(ProveError::Crashing { ended, waited });
+                }
                 let judgement = judge(before, &view, &release);
                 trace!(?judgement, "looked at the workers");
                 if let Some(result) = watch.decide(judgement, &view, &release) {
@@ -162,6 +177,30 @@ async fn look(find: &Find, context: &Context<'_>, before: &Snapshot) -> Result<V
     Ok(View::take(manager, before).await)
 }
 
+/// Watches, while an app is probed, whether its workers end as soon as they start.
+#[derive(Debug)]
+pub struct CrashWatch {
+    started: Instant,
+    turnover: Turnover,
+}
+
+impl CrashWatch {
+    /// Begins to watch.
+    #[must_use]
+    pub fn begin() -> CrashWatch {
+        CrashWatch { started: Instant::now(), turnover: Turnover::default() }
+    }
+
+    /// Looks once. Where the workers are in a crash loop, returns how many have ended.
+    ///
+    /// A manager that cannot be found adds nothing: the probes tell how the app is.
+    pub async fn look(&mut self, find: &Find, context: &Context<'_>) -> Option<u32> {
+        let view = look(find, context, &Snapshot::nothing()).await.ok()?;
+        let present = view.present_branches();
+        self.turnover.look(self.started.elapsed(), present, |worker| !worker.is_alive())
+    }
+}
+
 /// What has to be remembered from look to look.
 struct Watch {
     timeout: Duration,
@@ -171,6 +210,7 @@ struct Watch {
     still_since: Instant,
     /// Since when the manager has been missing, or its pid file unusable.
     missing_since: Option<Instant>,
+    turnover: Turnover,
 }
 
 impl Watch {
@@ -182,6 +222,7 @@ impl Watch {
             branches: BTreeSet::new(),
             still_since: started,
             missing_since: None,
+            turnover: Turnover::default(),
         }
     }
 
@@ -195,6 +236,13 @@ impl Watch {
         }
         // A manager that was started a moment ago has yet to fork its workers.
         view.settled = !view.workers.is_empty() || self.still_since.elapsed() >= STILL;
+    }
+
+    /// Counts new branches that end; returns how many where they are in a crash loop.
+    fn count_ended(&mut self, before: &Snapshot, view: &View) -> Option<u32> {
+        let is_new = |worker: &Worker| !before.workers.contains(worker);
+        let present = view.present_branches().filter(|(worker, _)| is_new(worker));
+        self.turnover.look(self.started.elapsed(), present, |worker| !worker.is_alive())
     }
 
     /// Returns the end of the matter, or `None` to look again.

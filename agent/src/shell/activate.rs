@@ -22,7 +22,9 @@ use tracing::{debug, info, warn};
 use super::Tools;
 use crate::error;
 use crate::machine::{How, Outcome};
-use crate::manager::{self, Absence, Context, FindError, Finding, Process, SignalError, Snapshot};
+use crate::manager::{
+    self, Absence, Context, FindError, Finding, Process, ProveError, SignalError, Snapshot,
+};
 use crate::process::{self, Job, Remains};
 use crate::release::Marker;
 
@@ -319,6 +321,12 @@ pub(super) async fn prove(
             let detail = hinted(&error, error.hint());
             if !stop.is_cancelled() {
                 warn!(%revision, error = detail, log = app_log(&tools), "workers not replaced");
+            }
+            if matches!(error, ProveError::Crashing { .. }) {
+                // The reload was done, and a restart would start the same workers. Those that come and
+                // go never hold still, so waiting for that would only keep the app down.
+                tools.is_unsettled.set(false);
+                return Outcome::Failed(Cause::Unhealthy, detail);
             }
             Outcome::Failed(Cause::Prove, detail)
         }
