@@ -184,6 +184,11 @@ impl Context {
         let stall = Instant::now() + self.stall;
         let (until, is_total) =
             if self.deadline < stall { (self.deadline, true) } else { (stall, false) };
+        // Bytes that are there already would be taken after the deadline too: a server that is never
+        // waited for would never be given up.
+        if self.deadline <= Instant::now() {
+            return Err(TransportError::TooSlow { url, total: self.total });
+        }
         self.handle.block_on(async {
             tokio::select! {
                 () = self.stop.cancelled() => Err(TransportError::Stopped),
@@ -425,6 +430,31 @@ mod tests {
         for (rule, head, found) in cases {
             assert_eq!(server_error(head.as_bytes()).is_some(), found, "{rule}");
         }
+    }
+
+    #[test]
+    fn a_server_that_is_never_waited_for_is_given_up_as_well() {
+        // Fails where another test was first, and then there is one.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let url = Url::parse("https://git.example/a.git").unwrap();
+        let mut context = Context {
+            client: Client::new(),
+            token: None,
+            configured: url.clone(),
+            base: Mutex::new(url.clone()),
+            handle: runtime.handle().clone(),
+            stop: CancellationToken::new(),
+            stall: Duration::from_secs(60),
+            total: Duration::from_secs(60),
+            deadline: Instant::now() + Duration::from_secs(60),
+            error: Mutex::new(None),
+        };
+        let ready = || std::future::ready(Ok(1));
+        assert_eq!(context.wait(&url, ready()).unwrap(), 1);
+        context.deadline = Instant::now();
+        let outcome = context.wait(&url, ready());
+        assert!(matches!(outcome, Err(TransportError::TooSlow { .. })), "{outcome:?}");
     }
 
     #[test]
