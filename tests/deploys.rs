@@ -6,6 +6,7 @@ use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
 mod boot;
+mod bytes;
 mod failures;
 mod input;
 mod ordinary;
