@@ -9,6 +9,7 @@ mod boot;
 mod bytes;
 mod failures;
 mod input;
+mod limits;
 mod ordinary;
 mod origins;
 mod trees;
