@@ -13,6 +13,7 @@ mod limits;
 mod options;
 mod ordinary;
 mod origins;
+mod starts;
 mod trees;
 
 /// An origin and an instance.

@@ -4,5 +4,6 @@
 pub mod app;
 pub mod host;
 pub mod load;
+pub mod mount;
 pub mod origin;
 pub mod world;
