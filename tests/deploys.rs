@@ -13,6 +13,7 @@ mod limits;
 mod options;
 mod ordinary;
 mod origins;
+mod space;
 mod starts;
 mod trees;
 

@@ -24,6 +24,12 @@ impl Mount {
         Self::made(at, &["-t", "tmpfs", "-o", &size, "none"])
     }
 
+    /// Gives a file system that was made [`Mount::small`] this many MiB in all.
+    pub fn resize(&self, mib: u64) {
+        let size = format!("remount,size={mib}m");
+        assert!(is_done("mount", &["-o", &size], &self.at), "{} is resized", self.at.display());
+    }
+
     /// Makes what is at `at` read-only; `None` for whoever is not root.
     #[must_use]
     pub fn read_only(at: &Path) -> Option<Self> {
