@@ -6,10 +6,15 @@ use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
 mod boot;
+mod bytes;
 mod failures;
 mod input;
+mod limits;
+mod options;
 mod ordinary;
 mod origins;
+mod space;
+mod starts;
 mod trees;
 
 /// An origin and an instance.

@@ -33,6 +33,14 @@ pub enum StartError {
         /// Host config.
         config: PathBuf,
     },
+    /// It would run recipes as root by another name.
+    #[error("recipes would run as root: {} names the user {user}", config.display())]
+    Root {
+        /// Host config.
+        config: PathBuf,
+        /// The user as configured.
+        user: String,
+    },
     /// It cannot become another user.
     #[error("the agent runs as uid {own}, and {} names the user {user}", config.display())]
     OtherUser {
@@ -60,9 +68,12 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// Nothing runs, and the live release's recipe cannot start it.
-    #[error("no manager of {} was found running, and its recipe cannot start one", revision.short())]
-    NoStart {
+    /// What the live release's recipe says cannot be used, so that nothing is found or started by it.
+    #[error(
+        "no manager can be found or started: the recipe of the live release {} is not valid",
+        revision.short()
+    )]
+    LiveRecipe {
         /// The live release.
         revision: Revision,
         /// What is wrong with its recipe.
@@ -75,8 +86,8 @@ impl StartError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            StartError::NoUser { .. } => Some(
-                "add `user = \"…\"`, the account that the app runs as: nothing from a repository \
+            StartError::NoUser { .. } | StartError::Root { .. } => Some(
+                "set `user = \"…\"`, the account that the app runs as: nothing from a repository \
                  runs as root"
                     .to_owned(),
             ),
@@ -90,9 +101,9 @@ impl StartError {
                 let dir = path.parent().unwrap_or(path);
                 Some(format!("create {} first; the file itself may come later", dir.display()))
             }
-            StartError::NoStart { .. } => Some(
-                "start the app by hand once, or remove `current`, and release a revision whose \
-                 recipe has manager.start"
+            StartError::LiveRecipe { .. } => Some(
+                "remove `current` once, and release a revision whose recipe `towline-agent check` \
+                 finds valid"
                     .to_owned(),
             ),
         }
@@ -174,7 +185,7 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
         && let Some(marker) = store.marker(revision)
     {
         let recipe = Recipe::parse(&marker.recipe)
-            .map_err(|source| StartError::NoStart { revision: revision.clone(), source })?;
+            .map_err(|source| StartError::LiveRecipe { revision: revision.clone(), source })?;
         match look(tools, &finder(tools, &recipe), &CancellationToken::new()).await {
             Ok(process) => is_running = process.is_some(),
             Err(error) => {
@@ -194,6 +205,9 @@ fn account(config: &Config) -> Result<Option<Account>, StartError> {
         None => Ok(None),
         Some(user) => {
             let account = Account::lookup(user).map_err(StartError::Account)?;
+            if account.uid == 0 {
+                return Err(StartError::Root { config: at(), user: user.clone() });
+            }
             if own != 0 && account.uid != own {
                 return Err(StartError::OtherUser { config: at(), own, user: user.clone() });
             }

@@ -103,7 +103,8 @@ pub struct Keep {
     pub releases: usize,
     /// How many dependency trees; 4 by default. Those in need are kept beyond it.
     pub dependencies: usize,
-    /// How much space stays free; 2,048 MiB by default. Checked before the first write.
+    /// How much space stays free; 2,048 MiB by default. Checked before the first write, and while a
+    /// fetch goes on.
     pub free_mib: u64,
     /// How large the git cache may grow before it is cloned anew; 2,048 MiB by default.
     pub git_mib: u64,

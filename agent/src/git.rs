@@ -22,7 +22,7 @@ mod http;
 mod tree;
 
 pub use fetch::{Cache, FetchError, Fetched};
-pub use http::{TransportError, initialise};
+pub use http::{Room, TransportError, initialise};
 pub use tree::{Limits, Plan, TreeError};
 
 /// The largest credential file that is read: a token has some hundred bytes.

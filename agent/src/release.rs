@@ -93,14 +93,16 @@ pub enum DiskError {
     },
     /// Too little space.
     #[error(
-        "{} has {free_mib} MiB free; {needed_mib} MiB are needed and {kept_mib} MiB stay free \
-         (keep.free_mib)", path.display()
+        "{} has {free_mib} MiB free, {missing_mib} MiB too few: {needed_mib} MiB are needed and \
+         {kept_mib} MiB stay free (keep.free_mib)", path.display()
     )]
     Space {
         /// Where.
         path: PathBuf,
         /// What is free.
         free_mib: u64,
+        /// What is missing.
+        missing_mib: u64,
         /// What the work needs.
         needed_mib: u64,
         /// What host config reserves.
@@ -360,9 +362,11 @@ impl Store {
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         // A file takes whole blocks.
         let needed = bytes.saturating_add(entries.saturating_mul(stat.f_frsize));
-        if free < needed.saturating_add(kept_mib.saturating_mul(MIB)) {
+        let due = needed.saturating_add(kept_mib.saturating_mul(MIB));
+        if free < due {
             let (free_mib, needed_mib) = (free / MIB, needed.div_ceil(MIB));
-            return Err(DiskError::Space { path, free_mib, needed_mib, kept_mib });
+            let missing_mib = (due - free).div_ceil(MIB);
+            return Err(DiskError::Space { path, free_mib, missing_mib, needed_mib, kept_mib });
         }
         // File systems that make inodes as they are needed report none at all.
         if stat.f_files > 0 && stat.f_favail < entries {

@@ -77,7 +77,7 @@ fn a_manager_that_keeps_the_old_directory_is_restarted() {
 }
 
 /// Adds an install to the app that has none.
-fn with_install(world: &mut World, command: &str) -> String {
+pub(super) fn with_install(world: &mut World, command: &str) -> String {
     world.commit_with(|files| {
         let recipe = files.iter().find(|(path, _, _)| path == "towline.toml");
         let recipe = recipe.expect("the app has a recipe");

@@ -45,6 +45,7 @@ fn a_revision_with_a_bad_recipe_is_refused_before_anything_live_is_touched() {
     let recipes = [
         ("[manager]\npidfile = \"x\"\n", "manager.pidfile"),
         ("[manager]\npid_file = \"/x\"\nreload = \"SIGHUP\"\nstart = [\"x\"]\n", "health"),
+        ("[manager]\npid_file = \"/x\"\nreload = \"SIGHUP\"\n", "manager.start"),
     ];
     for (text, said) in recipes {
         let bad = world.commit_with(|files| replace(files, "towline.toml", text));
@@ -56,36 +57,6 @@ fn a_revision_with_a_bad_recipe_is_refused_before_anything_live_is_touched() {
         assert!(status["failure"]["detail"].as_str().unwrap().contains(said), "{status:#}");
         assert_eq!(world.host.served().as_ref(), Some(&good));
     }
-}
-
-#[test]
-fn what_is_wrong_with_the_host_ends_the_start_with_78() {
-    let mut world = World::new(Kind::Plain);
-    let good = world.commit_good();
-    world.host.target(&good);
-    world.host.reconfigure("group = \"web\"", "gruop = \"web\"");
-    let (code, said) = world.host.once();
-    assert_eq!(code, 78);
-    assert!(said.contains("line 1") && said.contains("gruop"), "{said}");
-    world.host.reconfigure("gruop = \"web\"", "group = \"web\"");
-
-    if nix::unistd::geteuid().is_root() {
-        world.host.reconfigure("user = \"nobody\"", "");
-        let (code, said) = world.host.once();
-        assert_eq!(code, 78);
-        assert!(said.contains("runs as root"), "{said}");
-        world.host.reconfigure("pass_env", "user = \"nobody\"\npass_env");
-    }
-    let dir = world.host.dir();
-    let aside = dir.with_extension("aside");
-    fs::rename(&dir, &aside).unwrap();
-    let (code, said) = world.host.once();
-    assert_eq!(code, 78, "{said}");
-    assert!(said.contains("could not use the directory"), "{said}");
-    assert!(!dir.exists(), "a directory that is missing is not made");
-    fs::rename(&aside, &dir).unwrap();
-    let (code, said) = world.host.once();
-    assert_eq!(code, 0, "{said}");
 }
 
 #[test]

@@ -84,6 +84,30 @@ fn an_origin_that_stalls_or_breaks_off_is_given_up_in_time_and_tried_again() {
 }
 
 #[test]
+fn an_origin_that_trickles_is_given_up_at_the_total_deadline() {
+    // Neither of the other deadlines can fire: bytes come every few milliseconds.
+    let git = "branch = \"main\"\nstall_s = 5\ntotal_s = 1\n";
+    let mut world = World::with(Kind::Plain, git, "");
+    let good = world.commit_good();
+    world.host.target(&good);
+    world.host.run();
+    world.host.await_serving(&good);
+    let next = world.commit_good();
+    world.origin.fail(Fault::Trickle(1));
+    world.host.target(&next);
+    let status = world.host.await_status("two fetches to be given up", |status| {
+        status["failure"]["attempt"].as_u64() >= Some(2)
+    });
+    assert_eq!(status["failure"]["cause"], "fetch");
+    let detail = status["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains("took longer than 1 s"), "{detail}");
+    assert_eq!(status["serving"], good.as_str());
+    assert_eq!(world.host.served().as_ref(), Some(&good), "nothing live was touched");
+    world.origin.fail(Fault::None);
+    world.host.await_serving(&next);
+}
+
+#[test]
 fn a_broken_cache_is_made_anew() {
     let (mut world, _) = World::serving(Kind::Plain);
     let cache = world.host.dir().join(".towline/git");

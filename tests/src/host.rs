@@ -63,13 +63,7 @@ impl Host {
             environment: Vec::new(),
         };
         fs::create_dir(host.dir()).expect("a new directory");
-        let run = host.dir().join("shared/run");
-        fs::create_dir_all(&run).expect("a new directory");
-        fs::write(run.join("port"), port.to_string()).expect("a new file");
-        if geteuid().is_root() {
-            let user = User::from_name(USER).ok().flatten().expect("every system has it");
-            chown(&run, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("we are root");
-        }
+        host.lay_out();
         let user = if geteuid().is_root() { format!("user = \"{USER}\"\n") } else { String::new() };
         // What npm needs to reach its registry from here, where anything is needed at all.
         let pass = "pass_env = [\"NODE_EXTRA_CA_CERTS\", \"HTTPS_PROXY\", \"https_proxy\"]\n";
@@ -84,6 +78,17 @@ impl Host {
         fs::write(host.config_file(), &text).expect("a new file");
         host.config = text;
         host
+    }
+
+    /// Makes what the app needs in its directory; once more where a file system was mounted there.
+    pub fn lay_out(&self) {
+        let run = self.dir().join("shared/run");
+        fs::create_dir_all(&run).expect("a new directory");
+        fs::write(run.join("port"), self.port.to_string()).expect("a new file");
+        if geteuid().is_root() {
+            let user = User::from_name(USER).ok().flatten().expect("every system has it");
+            chown(&run, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("we are root");
+        }
     }
 
     /// Replaces a piece of the host config.

@@ -5,5 +5,6 @@ pub mod app;
 pub mod gateway;
 pub mod host;
 pub mod load;
+pub mod mount;
 pub mod origin;
 pub mod world;

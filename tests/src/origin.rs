@@ -6,9 +6,12 @@ use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::thread;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -33,6 +36,8 @@ pub enum Fault {
     Status(u16),
     /// Every pack stalls after its first bytes.
     Stall,
+    /// Every pack comes this many bytes at a time, so slowly that it would take minutes.
+    Trickle(usize),
     /// Every pack ends after so many bytes.
     Truncate(usize),
     /// The refs are redirected to the same path below this address.
@@ -382,16 +387,13 @@ async fn answer(State(shared): State<Arc<Mutex<Shared>>>, request: Request) -> R
     ];
     let (status, kind, content) = backend(&root, &environment, &input).await;
     let content = match fault {
-        Fault::Stall if is_pack => {
-            let first = Bytes::copy_from_slice(&content[..content.len().min(4)]);
-            Body::new(Stalled(Some(first)))
-        }
+        Fault::Stall if is_pack => Body::new(Pieces::stalling(content, 4)),
+        Fault::Trickle(bytes) if is_pack => Body::new(Pieces::trickling(content, bytes)),
         Fault::Truncate(bytes) if is_pack => {
             // The promised length shows that something is missing.
             let length = content.len().to_string();
-            let part = Bytes::copy_from_slice(&content[..content.len().min(bytes)]);
             let headers = [(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, length)];
-            return (status, headers, Body::new(Cut(Some(part)))).into_response();
+            return (status, headers, Body::new(Pieces::cut(content, bytes))).into_response();
         }
         _ => Body::from(content),
     };
@@ -446,37 +448,52 @@ async fn backend(
     (status, kind, output[end + 4..].to_vec())
 }
 
-/// A body that sends its first bytes, and then nothing for ever.
-struct Stalled(Option<Bytes>);
+/// The time from one piece to the next of a body that trickles: well within any stall deadline.
+const PACE: Duration = Duration::from_millis(20);
 
-/// A body that ends after its first bytes.
-struct Cut(Option<Bytes>);
+/// A body that is sent piece by piece, and then ends, or stalls for ever.
+struct Pieces {
+    rest: Bytes,
+    size: usize,
+    pace: Option<tokio::time::Interval>,
+    ends: bool,
+}
 
-type Polled = std::task::Poll<Option<Result<http_body::Frame<Bytes>, std::convert::Infallible>>>;
+impl Pieces {
+    /// Sends its first bytes, and then nothing for ever.
+    fn stalling(content: Vec<u8>, bytes: usize) -> Self {
+        Self { ends: false, ..Self::cut(content, bytes) }
+    }
 
-impl http_body::Body for Stalled {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
+    /// Ends after its first bytes.
+    fn cut(mut content: Vec<u8>, bytes: usize) -> Self {
+        content.truncate(bytes);
+        Self { rest: Bytes::from(content), size: bytes, pace: None, ends: true }
+    }
 
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        _context: &mut std::task::Context<'_>,
-    ) -> Polled {
-        match self.0.take() {
-            Some(bytes) => std::task::Poll::Ready(Some(Ok(http_body::Frame::data(bytes)))),
-            None => std::task::Poll::Pending,
-        }
+    /// Sends all of it, a few bytes at a time.
+    fn trickling(content: Vec<u8>, bytes: usize) -> Self {
+        let pace = Some(tokio::time::interval(PACE));
+        Self { rest: Bytes::from(content), size: bytes, pace, ends: true }
     }
 }
 
-impl http_body::Body for Cut {
+impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        _context: &mut std::task::Context<'_>,
-    ) -> Polled {
-        std::task::Poll::Ready(self.0.take().map(|bytes| Ok(http_body::Frame::data(bytes))))
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        if self.rest.is_empty() {
+            return if self.ends { Poll::Ready(None) } else { Poll::Pending };
+        }
+        if let Some(pace) = &mut self.pace {
+            std::task::ready!(pace.poll_tick(context));
+        }
+        let size = self.size.min(self.rest.len());
+        let piece = self.rest.split_to(size);
+        Poll::Ready(Some(Ok(http_body::Frame::data(piece))))
     }
 }

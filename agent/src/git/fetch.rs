@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 
 use super::Origin;
-use super::http::{self, TransportError};
+use super::http::{self, Room, TransportError};
 
 /// The refs that keep releases' commits.
 const RELEASES: &str = "refs/towline/releases/";
@@ -95,6 +95,15 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Is the disk to blame, and not the origin?
+    #[must_use]
+    pub fn is_about_disk(&self) -> bool {
+        matches!(
+            self,
+            FetchError::Disk { .. } | FetchError::Transport(TransportError::Space { .. })
+        )
+    }
+
     /// Returns the next thing for an operator to try.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -175,7 +184,8 @@ impl Cache {
     }
 
     /// Fetches one commit, and blocks until it is here. Run it off the runtime that `handle` names,
-    /// and keep that runtime going.
+    /// and keep that runtime going. How large a commit is shows only while it comes in: `room` is
+    /// asked again and again whether there is space for more.
     ///
     /// # Errors
     ///
@@ -186,16 +196,17 @@ impl Cache {
         revision: &Revision,
         handle: &Handle,
         stop: &CancellationToken,
+        room: &Room,
     ) -> Result<Fetched, FetchError> {
         if revision.as_str().len() > 40 {
             return Err(FetchError::Sha256 { revision: revision.clone() });
         }
-        match self.attempt(origin, revision, handle, stop) {
+        match self.attempt(origin, revision, handle, stop, room) {
             Err(FetchError::Broken { .. }) => {
                 let disk = |source| FetchError::Disk { dir: self.dir.clone(), source };
                 set_aside(&self.dir).map_err(disk)?;
                 *self = Cache::open(&self.dir)?;
-                self.attempt(origin, revision, handle, stop)?;
+                self.attempt(origin, revision, handle, stop, room)?;
                 Ok(Fetched { set_aside: true })
             }
             other => other.map(|()| Fetched { set_aside: false }),
@@ -208,9 +219,10 @@ impl Cache {
         revision: &Revision,
         handle: &Handle,
         stop: &CancellationToken,
+        room: &Room,
     ) -> Result<(), FetchError> {
         let get = |refspec: &str, depth: Option<i32>| {
-            http::with(origin, handle, stop, || self.run(origin, refspec, depth))
+            http::with(origin, handle, stop, room, || self.run(origin, refspec, depth))
         };
         let kept = format!("{RELEASES}{revision}");
         if !origin.verify_branch {
@@ -218,6 +230,7 @@ impl Cache {
             match (outcome, error) {
                 (Ok(()), _) if self.has(revision) => return Ok(()),
                 (Ok(()), _) => return Err(self.broken()),
+                (Err(error), None) if is_about_space(&error) => return Err(self.full()),
                 // Not by its id, or not shallow: that leaves the branch.
                 (Err(_), None | Some(TransportError::Refused { .. })) => {}
                 (Err(_), Some(error)) => return Err(error.into()),
@@ -231,6 +244,7 @@ impl Cache {
         match (outcome, error) {
             (Ok(()), _) => {}
             (Err(_), Some(error)) => return Err(error.into()),
+            (Err(error), None) if is_about_space(&error) => return Err(self.full()),
             (Err(error), None) if is_about_objects(&error) => return Err(self.broken()),
             (Err(error), None) => return Err(FetchError::Git(boxed(error))),
         }
@@ -262,6 +276,10 @@ impl Cache {
         let tip = self.repository.refname_to_id(BRANCH);
         let (Ok(tip), Ok(id)) = (tip, Oid::from_str(revision.as_str())) else { return false };
         tip == id || self.repository.graph_descendant_of(tip, id).unwrap_or(false)
+    }
+
+    fn full(&self) -> FetchError {
+        FetchError::Disk { dir: self.dir.clone(), source: io::ErrorKind::StorageFull.into() }
     }
 
     fn broken(&self) -> FetchError {
@@ -306,6 +324,12 @@ pub(super) fn is_about_objects(error: &git2::Error) -> bool {
             | ErrorClass::Repository
             | ErrorClass::Reference
     )
+}
+
+/// Did the disk, or a quota on it, give no more? libgit2 has the operating system's words for it only.
+fn is_about_space(error: &git2::Error) -> bool {
+    let words = ["No space left on device", "Disk quota exceeded"];
+    words.iter().any(|words| error.message().ends_with(words))
 }
 
 /// Removes what a killed git left; at the places where it puts them.

@@ -20,6 +20,13 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Origin, Secret};
+use crate::release::DiskError;
+
+/// Says whether there is room to go on writing.
+pub type Room = Arc<dyn Fn() -> Result<(), DiskError> + Send + Sync>;
+
+/// How many bytes come in between two looks at the room that is left.
+const ROOM_EVERY_BYTES: usize = 1 << 20;
 
 /// How many redirects are followed; git's own default is 20, a moved repository needs one.
 const REDIRECTS_MAX: usize = 3;
@@ -76,6 +83,14 @@ pub enum TransportError {
         /// What it says, in one line.
         said: String,
     },
+    /// No more may be written.
+    #[error("the fetch from {url} was ended")]
+    Space {
+        /// The address.
+        url: String,
+        /// What is missing.
+        source: Box<DiskError>,
+    },
     /// Told to stop.
     #[error("the fetch was stopped")]
     Stopped,
@@ -91,6 +106,7 @@ impl TransportError {
                 404 => Some("check git.url, and whether its credential may read it".to_owned()),
                 _ => None,
             },
+            TransportError::Space { source, .. } => source.hint(),
             TransportError::Redirect { .. } => Some("set git.url to the new address".to_owned()),
             _ => None,
         }
@@ -110,6 +126,7 @@ pub(super) struct Context {
     base: Mutex<Url>,
     handle: Handle,
     stop: CancellationToken,
+    room: Room,
     stall: Duration,
     total: Duration,
     deadline: Instant,
@@ -152,6 +169,7 @@ pub(super) fn with<T>(
     origin: &Origin,
     handle: &Handle,
     stop: &CancellationToken,
+    room: &Room,
     work: impl FnOnce() -> T,
 ) -> (T, Option<TransportError>) {
     let context = Arc::new(Context {
@@ -161,6 +179,7 @@ pub(super) fn with<T>(
         base: Mutex::new(origin.url.clone()),
         handle: handle.clone(),
         stop: stop.clone(),
+        room: Arc::clone(room),
         stall: origin.stall,
         total: origin.total,
         deadline: Instant::now() + origin.total,
@@ -184,6 +203,11 @@ impl Context {
         let stall = Instant::now() + self.stall;
         let (until, is_total) =
             if self.deadline < stall { (self.deadline, true) } else { (stall, false) };
+        // Bytes that are there already would be taken after the deadline too: a server that is never
+        // waited for would never be given up.
+        if self.deadline <= Instant::now() {
+            return Err(TransportError::TooSlow { url, total: self.total });
+        }
         self.handle.block_on(async {
             tokio::select! {
                 () = self.stop.cancelled() => Err(TransportError::Stopped),
@@ -315,6 +339,7 @@ impl SmartSubtransport for Http {
             answer: None,
             chunk: Vec::new(),
             read: 0,
+            unmeasured: ROOM_EVERY_BYTES,
             head: Vec::new(),
         }))
     }
@@ -332,6 +357,8 @@ struct Exchange {
     answer: Option<Response>,
     chunk: Vec<u8>,
     read: usize,
+    /// How many bytes came in since the last look at the room that is left.
+    unmeasured: usize,
     head: Vec<u8>,
 }
 
@@ -352,6 +379,15 @@ impl Exchange {
         let Some(chunk) = self.context.wait(&url, answer.chunk())? else { return Ok(false) };
         self.chunk = chunk.to_vec();
         self.read = 0;
+        self.unmeasured += self.chunk.len();
+        if self.unmeasured >= ROOM_EVERY_BYTES {
+            self.unmeasured = 0;
+            let full = |source| {
+                let source = Box::new(source);
+                TransportError::Space { url: url.to_string(), source }
+            };
+            (self.context.room)().map_err(full)?;
+        }
         if self.head.len() < HEAD_BYTES {
             self.head.extend(self.chunk.iter().take(HEAD_BYTES));
             if let Some(said) = server_error(&self.head) {
@@ -425,6 +461,32 @@ mod tests {
         for (rule, head, found) in cases {
             assert_eq!(server_error(head.as_bytes()).is_some(), found, "{rule}");
         }
+    }
+
+    #[test]
+    fn a_server_that_is_never_waited_for_is_given_up_as_well() {
+        // Fails where another test was first, and then there is one.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let url = Url::parse("https://git.example/a.git").unwrap();
+        let mut context = Context {
+            client: Client::new(),
+            token: None,
+            configured: url.clone(),
+            base: Mutex::new(url.clone()),
+            handle: runtime.handle().clone(),
+            stop: CancellationToken::new(),
+            room: Arc::new(|| Ok(())),
+            stall: Duration::from_secs(60),
+            total: Duration::from_secs(60),
+            deadline: Instant::now() + Duration::from_secs(60),
+            error: Mutex::new(None),
+        };
+        let ready = || std::future::ready(Ok(1));
+        assert_eq!(context.wait(&url, ready()).unwrap(), 1);
+        context.deadline = Instant::now();
+        let outcome = context.wait(&url, ready());
+        assert!(matches!(outcome, Err(TransportError::TooSlow { .. })), "{outcome:?}");
     }
 
     #[test]

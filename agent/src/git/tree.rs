@@ -6,6 +6,7 @@
 //! The walk keeps its own stack and counts entries as it meets them, so that a small repository
 //! which expands to 10^10 paths is refused as soon as the limit is reached.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -210,12 +211,17 @@ impl Cache {
         let mut trees = vec![(Vec::new(), 0, subtree)];
         while let Some((path, depth, id)) = trees.pop() {
             let tree = self.repository.find_tree(id).map_err(unread(id))?;
+            let mut names = BTreeSet::new();
             for entry in tree.iter() {
                 let mut own: Vec<u8> = path.clone();
                 if !own.is_empty() {
                     own.push(b'/');
                 }
                 own.extend_from_slice(entry.name_bytes());
+                // Which of the two is meant is anyone's guess: a link and a folder, for one.
+                if !names.insert(entry.name_bytes().to_vec()) {
+                    return Err(refused(&own, "is in its folder twice", "commit it once"));
+                }
                 if walk.entry(&own, depth, &entry)? {
                     trees.push((own, depth + 1, entry.id()));
                 }
@@ -328,7 +334,7 @@ impl Walk<'_> {
             let what = format!("is entry number {}", self.plan.entries);
             return over(what, "commit fewer files, or raise limits.entries in host config");
         }
-        if depth >= self.limits.depth {
+        if depth > self.limits.depth {
             let what = format!("is more than {} folders deep", self.limits.depth);
             return over(what, "nest less, or raise limits.depth in host config");
         }

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::Tools;
 use crate::dependencies::{self, InstallError, own_dir};
 use crate::error;
-use crate::git::{Cache, FetchError, Plan, TreeError};
+use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::machine::Outcome;
 use crate::release::{Barrier, DiskError, Marker, failed, remove_tree};
 
@@ -55,6 +55,7 @@ impl PrepareError {
     /// Which step failed, as reported.
     fn cause(&self) -> Cause {
         match self {
+            PrepareError::Fetch { source, .. } if source.is_about_disk() => Cause::Disk,
             PrepareError::Fetch { .. } => Cause::Fetch,
             PrepareError::Tree { source, .. } if source.is_refusal() => Cause::Refused,
             PrepareError::Recipe { .. }
@@ -187,6 +188,8 @@ impl Work<'_> {
         let (revision, stop) = (self.revision.clone(), self.stop.clone());
         let limit = self.tools.config.keep.git_mib << 20;
         let handle = tokio::runtime::Handle::current();
+        let (store, free_mib) = (self.tools.store.clone(), self.tools.config.keep.free_mib);
+        let room: Room = Arc::new(move || store.check_space(0, 0, free_mib));
         let fetched = spawn_blocking(move || {
             let cache_dir = cache;
             let mut cache = Cache::open(&cache_dir)?;
@@ -199,7 +202,7 @@ impl Work<'_> {
                 drop(remove_tree(&cache_dir));
                 cache = Cache::open(&cache_dir)?;
             }
-            cache.fetch(&origin, &revision, &handle, &stop).map(|fetched| fetched.set_aside)
+            cache.fetch(&origin, &revision, &handle, &stop, &room).map(|fetched| fetched.set_aside)
         })
         .await?;
         let url = self.tools.config.git.url.clone();

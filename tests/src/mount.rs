@@ -1,0 +1,64 @@
+//! Mounts for tests: what stands in a full, a read-only or another file system.
+//!
+//! Only root can mount. Who is not root gets none, and is told on the terminal, past what a test
+//! harness captures: a test that was left out must not look like one that passed.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::unistd::geteuid;
+
+/// A mount that is undone when the value is dropped, also when a test fails.
+#[derive(Debug)]
+pub struct Mount {
+    at: PathBuf,
+}
+
+impl Mount {
+    /// Mounts an empty file system of at most `mib` MiB at `at`, a directory that exists; `None` for
+    /// whoever is not root.
+    #[must_use]
+    pub fn small(at: &Path, mib: u64) -> Option<Self> {
+        let size = format!("size={mib}m,mode=755");
+        Self::made(at, &["-t", "tmpfs", "-o", &size, "none"])
+    }
+
+    /// Gives a file system that was made [`Mount::small`] this many MiB in all.
+    pub fn resize(&self, mib: u64) {
+        let size = format!("remount,size={mib}m");
+        assert!(is_done("mount", &["-o", &size], &self.at), "{} is resized", self.at.display());
+    }
+
+    /// Makes what is at `at` read-only; `None` for whoever is not root.
+    #[must_use]
+    pub fn read_only(at: &Path) -> Option<Self> {
+        let path = at.to_str().expect("a temp dir's name is text");
+        let mount = Self::made(at, &["--bind", path])?;
+        assert!(is_done("mount", &["-o", "remount,ro,bind"], at), "{path} is read-only");
+        Some(mount)
+    }
+
+    fn made(at: &Path, arguments: &[&str]) -> Option<Self> {
+        if !geteuid().is_root() {
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            writeln!(std::io::stderr(), "SKIPPED: {test} needs to mount, and only root can").ok();
+            return None;
+        }
+        assert!(is_done("mount", arguments, at), "{} is mounted", at.display());
+        Some(Self { at: at.to_owned() })
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: an app that runs there still is ended by whoever started it.
+        let is_undone = is_done("umount", &["--lazy"], &self.at);
+        assert!(is_undone || std::thread::panicking(), "{} is unmounted", self.at.display());
+    }
+}
+
+fn is_done(program: &str, arguments: &[&str], at: &Path) -> bool {
+    let status = Command::new(program).args(arguments).arg(at).status();
+    status.is_ok_and(|status| status.success())
+}
