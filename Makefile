@@ -30,7 +30,7 @@ lint: setup ## formatting, clippy, docs and the dependencies' rules
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check bans licenses sources; \
 	else \
-		echo 'cargo-deny is not installed: tests/tidy.rs checks sources and bans'; \
+		echo 'cargo-deny is not installed: tests/tidy.rs checks licences, sources and bans'; \
 	fi
 
 fmt: ## format the code

@@ -179,6 +179,59 @@ fn dependencies_come_from_the_registry_and_bring_no_second_tls() {
     }
 }
 
+/// Is a licence expression satisfied by these? `AND` binds looser here than in SPDX, which is stricter.
+fn is_allowed(expression: &str, allowed: &[&str]) -> bool {
+    let expression = expression.replace(" / ", " OR ").replace('/', " OR ");
+    expression.split(" AND ").all(|part| {
+        let part = part.trim_matches(['(', ')']);
+        part.split(" OR ").any(|name| allowed.contains(&name.trim()))
+    })
+}
+
+#[test]
+fn licence_expressions_are_read() {
+    let cases = [
+        ("MIT", true),
+        ("GPL-3.0-only", false),
+        ("GPL-3.0-only OR MIT", true),
+        ("Unlicense/MIT", true),
+        ("MIT AND GPL-3.0-only", false),
+        ("(MIT OR GPL-3.0-only) AND ISC", true),
+        ("", false),
+    ];
+    for (expression, expected) in cases {
+        assert_eq!(is_allowed(expression, &["MIT", "ISC"]), expected, "{expression}");
+    }
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_deny_toml_allows() {
+    let deny = std::fs::read_to_string(root().join("deny.toml")).expect("it is text");
+    let deny: toml::Table = deny.parse().expect("it is TOML");
+    let allowed = deny["licenses"]["allow"].as_array().expect("a list");
+    let allowed: Vec<&str> = allowed.iter().filter_map(toml::Value::as_str).collect();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(root()).output();
+        let output = output.expect("a Rust toolchain is there");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+        String::from_utf8(output.stdout).expect("it is text")
+    };
+    let version = run("rustc", &["-vV"]);
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).expect("a line");
+    // Only what is built here was downloaded.
+    let arguments =
+        ["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", host];
+    let metadata: serde_json::Value =
+        serde_json::from_str(&run("cargo", &arguments)).expect("it is JSON");
+    let packages = metadata["packages"].as_array().expect("a list");
+    assert!(packages.len() > 100, "the packages were found");
+    for package in packages {
+        let licence = package["license"].as_str().unwrap_or_default();
+        assert!(is_allowed(licence, &allowed), "{}: {licence:?}", package["name"]);
+    }
+}
+
 #[test]
 fn npm_lock_files_name_no_host() {
     let locks: Vec<_> =

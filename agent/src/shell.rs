@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::report::{Cause, Phase, Report};
+use towline_protocol::report::{Cause, Evidence, Phase, Report};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
@@ -275,7 +275,8 @@ impl Shell {
         let health = last.as_ref().map(|last| last.health);
         if report.phase == Phase::Idle && health.is_some_and(|health| health != report.health) {
             let serving = report.serving.as_ref().map(Revision::as_str);
-            info!(revision = serving, health = ?report.health, evidence = ?report.evidence, "serving");
+            let evidence = report.evidence.map(Evidence::as_str);
+            info!(revision = serving, health = report.health.as_str(), evidence, "serving");
         }
         let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
         if let Err(error) = self.tools.store.write_status(&status) {

@@ -91,6 +91,30 @@ pub enum Evidence {
     Served,
 }
 
+impl Health {
+    /// Returns the word for it in reports and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
+            Health::Unknown => "unknown",
+        }
+    }
+}
+
+impl Evidence {
+    /// Returns the word for it in reports and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Evidence::Replaced => "replaced",
+            Evidence::Started => "started",
+            Evidence::Served => "served",
+        }
+    }
+}
+
 /// What went wrong, with the revision that it went wrong with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -151,6 +175,16 @@ mod tests {
         assert_eq!((failure.cause, failure.attempt), (Cause::Unhealthy, 1));
         let again: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(again, report, "writing and reading agree");
+    }
+
+    #[test]
+    fn the_words_are_those_of_the_wire() {
+        for health in [Health::Healthy, Health::Unhealthy, Health::Unknown] {
+            assert_eq!(serde_json::to_value(health).unwrap(), health.as_str());
+        }
+        for evidence in [Evidence::Replaced, Evidence::Started, Evidence::Served] {
+            assert_eq!(serde_json::to_value(evidence).unwrap(), evidence.as_str());
+        }
     }
 
     #[test]

@@ -314,7 +314,7 @@ pub(super) async fn prove(
         Ok(evidence) => {
             tools.is_unsettled.set(false);
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            info!(%revision, ?evidence, elapsed_ms, "workers replaced");
+            info!(%revision, evidence = evidence.as_str(), elapsed_ms, "workers replaced");
             Outcome::Proved(evidence)
         }
         Err(error) => {

@@ -292,10 +292,20 @@ async fn a_manager_that_keeps_its_directory_is_found_out() {
 #[tokio::test]
 async fn workers_that_crash_again_and_again_prove_nothing() {
     let cluster = Cluster::start("crash").await;
-    let error = cluster.reload(Duration::from_secs(2)).await.unwrap_err();
+    let error = cluster.reload(Duration::from_secs(1)).await.unwrap_err();
     // At the very end there may be none, or one may live for two looks; never is it proof.
     let unsettled = matches!(error, ProveError::NotSettled { .. } | ProveError::NotReplaced { .. });
     assert!(unsettled, "{error:?}");
+}
+
+#[tokio::test]
+async fn workers_that_crash_for_long_enough_end_the_wait() {
+    let cluster = Cluster::start("crash").await;
+    let timeout = Duration::from_secs(60);
+    match cluster.reload(timeout).await.unwrap_err() {
+        ProveError::Crashing { ended, waited } => assert!(ended >= 5 && waited < timeout / 2),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
