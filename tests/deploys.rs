@@ -10,6 +10,7 @@ mod bytes;
 mod failures;
 mod input;
 mod limits;
+mod midway;
 mod options;
 mod ordinary;
 mod origins;

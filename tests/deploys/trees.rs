@@ -2,7 +2,7 @@
 
 use towline_tests::app::Kind;
 
-use super::World;
+use super::{World, replace};
 
 #[test]
 fn hostile_trees_are_refused_with_their_path_and_nothing_is_written() {
@@ -62,6 +62,81 @@ fn hostile_trees_are_refused_with_their_path_and_nothing_is_written() {
         assert_eq!(status["failure"]["cause"], "refused", "{said}: {status:#}");
         let detail = status["failure"]["detail"].as_str().unwrap();
         assert!(detail.contains(said), "{detail}");
+        assert!(!world.host.dir().join("releases").join(&commit).exists());
+    }
+    assert_eq!(world.host.served().as_ref(), Some(&good));
+}
+
+/// What lies in the way: a mode, a name, and an id of the object.
+type Entry<'a> = (&'a str, &'a str, &'a str);
+
+/// Commits the app with further entries at its top, and with its recipe changed.
+fn commit(world: &mut World, more: &[Entry<'_>], from: &str, to: &str) -> String {
+    world.commit_with(|files| {
+        let recipe = files.iter().find(|(path, _, _)| path == "towline.toml");
+        let text = String::from_utf8_lossy(&recipe.expect("the app has one").1).into_owned();
+        assert!(text.contains(from), "{from} is in the recipe");
+        replace(files, "towline.toml", &text.replace(from, to));
+    });
+    let mut list = world.repo.git(&["ls-tree", "main"], b"") + "\n";
+    for (mode, name, id) in more {
+        let kind = if *mode == "040000" { "tree" } else { "blob" };
+        list.push_str(&format!("{mode} {kind} {id}\t{name}\n"));
+    }
+    let tree = world.repo.git(&["mktree", "--missing"], list.as_bytes());
+    world.repo.commit_tree(&tree, None)
+}
+
+#[test]
+fn nothing_leads_out_through_what_is_no_folder() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    let repo = world.repo.clone();
+    // Each of the two stays inside by its own words.
+    let up = repo.blob(b"../..");
+    let inner = repo.raw_tree(&[("40000", b"b", &repo.raw_tree(&[("120000", b"up", &up)]))]);
+    let through = repo.blob(b"a/b/up/../../x");
+    let shared = repo.blob(b"run/../x");
+    let to_run = repo.blob(b"run");
+    let to_bin = repo.blob(b"bin");
+    let run = "dirs = [\"run\"]";
+    let install =
+        "[install]\ncommand = [\"true\"]\ninputs = [\"master.js\"]\noutputs = [\"a/x\"]\n[manager]";
+    let cases: [(&[Entry<'_>], &str, &str, &str); 5] = [
+        (
+            &[("040000", "a", &inner), ("120000", "l", &through)],
+            run,
+            run,
+            "l is a link to a/b/up/../../x, which climbs from a/b/up",
+        ),
+        (&[("120000", "l", &shared)], run, run, "l is a link to run/../x, which climbs from run"),
+        (
+            &[("120000", "a", &to_run)],
+            run,
+            "dirs = [\"run\", \"a/x/y\"]",
+            "a is no folder, and the recipe puts a/x/y below it",
+        ),
+        (
+            &[],
+            run,
+            "dirs = [\"run\", \"master.js/x\"]",
+            "master.js is no folder, and the recipe puts master.js/x below it",
+        ),
+        (
+            &[("120000", "a", &to_bin)],
+            "[manager]",
+            install,
+            "a is no folder, and the recipe puts a/x below it",
+        ),
+    ];
+    for (more, from, to, said) in cases {
+        let commit = commit(&mut world, more, from, to);
+        world.host.target(&commit);
+        let status = world.host.await_status(said, |status| {
+            status["failure"]["revision"] == commit.as_str() || status["serving"] == commit.as_str()
+        });
+        let detail = status["failure"]["detail"].as_str().unwrap_or("nothing is wrong with it");
+        assert!(detail.contains(said), "{said}: {detail}");
+        assert_eq!(status["failure"]["cause"], "refused", "{detail}");
         assert!(!world.host.dir().join("releases").join(&commit).exists());
     }
     assert_eq!(world.host.served().as_ref(), Some(&good));

@@ -12,7 +12,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use git2::{ObjectType, Odb, Oid};
 use tokio_util::sync::CancellationToken;
@@ -132,6 +132,48 @@ impl TreeError {
     }
 }
 
+impl Plan {
+    /// Refuses links that climb from anything but a folder of this tree. By its words such a link
+    /// stays inside; what it climbs from may lead anywhere, though: another link, a shared
+    /// directory, an installed tree.
+    fn check_links(&self) -> Result<(), TreeError> {
+        let is_dir = |item: &&Item| matches!(item.kind, Kind::Dir);
+        let dirs: BTreeSet<&Path> =
+            self.items.iter().filter(is_dir).map(|item| item.path.as_path()).collect();
+        for item in &self.items {
+            let Kind::Link { target } = &item.kind else { continue };
+            let Some(place) = climbs_from(&item.path, target, &dirs) else { continue };
+            let reason = format!(
+                "is a link to {}, which climbs from {}, no folder of the repository",
+                target.escape_ascii(),
+                place.as_os_str().as_bytes().escape_ascii()
+            );
+            let path = item.path.as_os_str().as_bytes();
+            return Err(refused(path, reason, "link without a detour"));
+        }
+        Ok(())
+    }
+
+    /// Refuses a tree in which something other than folders leads to `path`, where the agent is to put
+    /// something: it would follow a link there, with rights that the app does not have.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Refused`].
+    pub fn check_way_to(&self, path: &RelativePath) -> Result<(), TreeError> {
+        let place = Path::new(path.as_str());
+        let is_in_the_way = |item: &&Item| {
+            !matches!(item.kind, Kind::Dir) && place != item.path && place.starts_with(&item.path)
+        };
+        let Some(item) = self.items.iter().find(is_in_the_way) else { return Ok(()) };
+        Err(refused(
+            item.path.as_os_str().as_bytes(),
+            format!("is no folder, and the recipe puts {path} below it"),
+            "make it a folder, or name another place in the recipe",
+        ))
+    }
+}
+
 fn refused(path: &[u8], reason: impl Into<String>, instead: &'static str) -> TreeError {
     let path = path.escape_ascii().to_string();
     TreeError::Refused { path, reason: reason.into(), instead }
@@ -227,6 +269,7 @@ impl Cache {
                 }
             }
         }
+        walk.plan.check_links()?;
         Ok(walk.plan)
     }
 
@@ -396,6 +439,23 @@ fn stays_inside(path: &[u8], target: &[u8]) -> bool {
         }
     }
     true
+}
+
+/// Returns what a link climbs from by `..` that is none of these folders.
+fn climbs_from(path: &Path, target: &[u8], dirs: &BTreeSet<&Path>) -> Option<PathBuf> {
+    let mut at = path.parent().unwrap_or(Path::new("")).to_owned();
+    for part in Path::new(OsStr::from_bytes(target)).components() {
+        match part {
+            Component::Normal(name) => at.push(name),
+            Component::ParentDir if !dirs.contains(at.as_path()) => return Some(at),
+            Component::ParentDir => {
+                at.pop();
+            }
+            // Whatever is absolute was refused before.
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    None
 }
 
 /// Refuses names that mean something else to git, to a file system or to a terminal.

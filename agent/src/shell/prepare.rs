@@ -237,6 +237,10 @@ impl Work<'_> {
                 source,
             })?;
             let plan = cache.plan(&revision, &recipe.root, &limits).map_err(tree)?;
+            let outputs = recipe.install.iter().flat_map(|install| &install.outputs);
+            for place in recipe.shared.iter().chain(outputs) {
+                plan.check_way_to(place).map_err(tree)?;
+            }
             Ok((plan, text))
         });
         read.await?
