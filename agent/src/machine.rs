@@ -715,3 +715,6 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,12 +54,9 @@ impl Machine {
     /// Takes up a swap that the last run of the agent left unfinished.
     pub(super) fn resume(&mut self, mut swap: Swap, effects: &mut Vec<Effect>) {
         swap.resumes += 1;
-        self.journal.swap = Some(swap.clone());
-        effects.push(Effect::Journal(Box::new(self.journal.clone())));
-        if swap.failed.is_some() {
-            return self.restore(swap, How::Reload, 1, effects);
-        }
-        let obstacle = if swap.resumes > RESUMES_MAX {
+        let obstacle = if swap.failed.is_some() {
+            None
+        } else if swap.resumes > RESUMES_MAX {
             Some(format!("the agent ended {RESUMES_MAX} times in the middle of it"))
         } else if !self.releases.contains(&swap.to) {
             Some("its release is no longer complete on disk".to_owned())
@@ -68,6 +65,11 @@ impl Machine {
         };
         if let Some(detail) = obstacle {
             return self.live_failed(swap, Cause::Activate, detail, effects);
+        }
+        self.journal.swap = Some(swap.clone());
+        effects.push(Effect::Journal(Box::new(self.journal.clone())));
+        if swap.failed.is_some() {
+            return self.restore(swap, How::Reload, 1, effects);
         }
         let is_order = swap.restart > self.journal.restart && swap.from.is_some();
         let how = if is_order { How::Restart } else { How::Reload };
@@ -233,6 +235,8 @@ impl Machine {
                 }
                 self.live.health = Some(Health::Healthy);
                 self.falls = 0;
+                // That it took more than one attempt is over; what made it necessary is not.
+                self.failure.take_if(|failure| failure.cause == Cause::Restore);
                 self.journal.swap = None;
                 effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 effects.push(Effect::Prune(self.keep()));
