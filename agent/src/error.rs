@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use crate::shown::one_line;
+
 /// Returns an error and its causes in one line: `could not …: …: permission denied`.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
@@ -13,22 +15,4 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     one_line(&text)
-}
-
-/// Returns a text without line breaks and control characters: what others have written must not
-/// forge a line of the log, nor move a terminal's cursor.
-#[must_use]
-pub fn one_line(text: &str) -> String {
-    let words = text.split(|c: char| c.is_control() || c.is_whitespace());
-    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_do_not_reach_a_log() {
-        assert_eq!(one_line("a\n\u{1b}[31mb\t\r\nc"), "a [31mb c");
-    }
 }

@@ -21,7 +21,8 @@ use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Check, CommandLine, Health, HttpAddress, RevisionAt, SocketName};
 use towline_protocol::report::Cause;
 
-use crate::process::{self, Environment, Job, Remains, RunAs, one_line};
+use crate::process::{self, Environment, Job, Remains, RunAs};
+use crate::shown::short_line;
 
 pub mod window;
 
@@ -61,7 +62,7 @@ impl Verdict {
     }
 
     fn fail(cause: Cause, tried: &str, found: &str) -> Verdict {
-        let detail = format!("{}: {}", one_line(tried, SHOWN_MAX), one_line(found, SHOWN_MAX));
+        let detail = format!("{}: {}", short_line(tried, SHOWN_MAX), short_line(found, SHOWN_MAX));
         Verdict::Fail(Failure { cause, detail })
     }
 }

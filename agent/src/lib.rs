@@ -21,5 +21,6 @@ pub mod manager;
 pub mod process;
 pub mod release;
 pub mod shell;
+pub mod shown;
 pub mod source;
 pub mod status;

@@ -29,8 +29,8 @@ use towline_protocol::recipe::{CommandLine, Find, ReloadSignal};
 
 use crate::process::{
     self, Environment, Exit, Job, ProcessError, Remains, RunAs, Stat, TICKS_PER_SECOND, off_thread,
-    one_line,
 };
+use crate::shown::short_line;
 
 mod judge;
 mod pid_file;
@@ -298,7 +298,7 @@ async fn status(
         Reading::Pid(pid) => Ok(Ok(pid)),
         Reading::Bad(reason) => Err(FindError::Text {
             from: format!("the first line of `{command}`"),
-            text: format!("{:?}", one_line(line, 64)),
+            text: format!("{:?}", short_line(line, 64)),
             reason,
         }),
     }

@@ -56,7 +56,6 @@ pub use error::ProcessError;
 pub use launch::{Launched, launch};
 
 use contain::{Contained, Ending, Marker, Target};
-pub(crate) use log::{clean, one_line};
 pub(crate) use table::{
     Stat, TICKS_PER_SECOND, all, arguments, descendants, executable, lives, now_ticks, off_thread,
     own_line, real_uid, session_members, working_directory,

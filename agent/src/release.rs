@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 use towline_protocol::ids::Revision;
 
 mod durable;
+pub(crate) mod links;
 pub mod state;
 
 pub use durable::{Barrier, remove_tree, size_bytes};

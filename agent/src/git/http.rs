@@ -409,7 +409,7 @@ fn server_error(head: &[u8]) -> Option<String> {
         }
         let line = rest.get(4..length.min(rest.len()))?;
         if let Some(said) = line.strip_prefix(b"ERR ") {
-            return Some(crate::error::one_line(&String::from_utf8_lossy(said)));
+            return Some(crate::shown::one_line(&String::from_utf8_lossy(said)));
         }
         rest = rest.get(length..)?;
     }

@@ -6,6 +6,8 @@
 //! Invariant
 //! - A few times [`BYTES_MAX`] of memory at most, however much is pushed.
 
+use crate::shown::clean;
+
 /// The most bytes of output that are kept.
 pub(crate) const BYTES_MAX: usize = 64 * 1024;
 
@@ -46,48 +48,6 @@ impl LogTail {
             from += 1;
         }
         text[from..].to_owned()
-    }
-}
-
-/// Removes escape sequences and control characters other than newline and tab.
-pub(crate) fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\n' | '\t' => out.push(c),
-            '\u{1b}' => match chars.next() {
-                // CSI: parameters, then one final byte.
-                Some('[') => {
-                    while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
-                    chars.next_if(|c| matches!(c, '@'..='~'));
-                }
-                // OSC and its like: up to BEL or ST. A line's end stops a sequence that was cut.
-                Some(']' | 'P' | '^' | '_' | 'X') => {
-                    while let Some(c) = chars.next_if(|&c| c != '\n') {
-                        if c == '\u{7}' || (c == '\u{1b}' && chars.next_if_eq(&'\\').is_some()) {
-                            break;
-                        }
-                    }
-                }
-                Some('\n') => out.push('\n'),
-                _ => {}
-            },
-            // Directions and line separators could make a log show what it does not hold.
-            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
-            c if c.is_control() => {}
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// Returns `text` as one short line, for a detail or an error.
-pub(crate) fn one_line(text: &str, chars_max: usize) -> String {
-    let line = clean(text).split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(chars_max) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
     }
 }
 
@@ -140,11 +100,5 @@ mod tests {
             log.push(&[b'x'; 16 * 1024]);
         }
         assert!(log.bytes.capacity() <= 6 * BYTES_MAX, "{}", log.bytes.capacity());
-    }
-
-    #[test]
-    fn one_line_is_one_short_line() {
-        assert_eq!(one_line("  a\n\tb \x1b[0m ", 80), "a b");
-        assert_eq!(one_line("abcdef", 3), "abc…");
     }
 }

@@ -27,6 +27,7 @@ use crate::manager::{
 };
 use crate::process::{self, Job, Remains};
 use crate::release::Marker;
+use crate::shown;
 
 /// How long a manager that was told to stop gets to be replaced by its own supervisor before it is
 /// started by us.
@@ -364,7 +365,7 @@ pub(super) fn app_log(tools: &Tools) -> Option<String> {
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).ok()?;
     let mut bytes = Vec::new();
     file.take(LOG_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = process::clean(&String::from_utf8_lossy(&bytes));
+    let text = shown::clean(&String::from_utf8_lossy(&bytes));
     let lines = super::last_lines(text.trim_end(), 8);
     (!lines.is_empty()).then_some(lines)
 }
