@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test lint fmt clean setup
+.PHONY: help demo bench test lint fmt clean setup
 
 help: ## list what can be run
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile
@@ -13,6 +13,10 @@ setup:
 demo: setup ## an instance through an ordinary day and three bad ones, under load: two minutes after the build
 	@$(CARGO) build --locked --release -p towline-agent -p towline-tests --bins
 	@$${CARGO_TARGET_DIR:-target}/release/demo
+
+bench: setup ## measure what the project claims, beside `git pull && npm ci && kill -HUP`: three minutes after the build
+	@$(CARGO) build --locked --release -p towline-agent -p towline-tests --bins
+	@$${CARGO_TARGET_DIR:-target}/release/bench
 
 test: setup ## run all tests, with everything that they need installed first
 	@$(CARGO) build --locked -p towline-agent

@@ -138,6 +138,12 @@ impl Host {
         self.write_target(&target.to_string());
     }
 
+    /// The generation of the newest target.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Replaces the target file, as whoever moves a target should.
     pub fn write_target(&self, text: &str) {
         let new = self.root.path().join("target.new");

@@ -1,10 +1,13 @@
-//! What the tests that need more than one crate share, and the demo: the app that they deploy and the
-//! load that they put on it.
+//! What the tests that need more than one crate share, and demo and bench: the app that they deploy
+//! and the load that they put on it.
 
 pub mod app;
+pub mod contained;
 pub mod gateway;
 pub mod host;
 pub mod load;
 pub mod mount;
 pub mod origin;
+pub mod script;
+pub mod stage;
 pub mod world;

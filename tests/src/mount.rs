@@ -3,6 +3,7 @@
 //! Only root can mount. Who is not root gets none, and is told on the terminal, past what a test
 //! harness captures: a test that was left out must not look like one that passed.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +23,20 @@ impl Mount {
     pub fn small(at: &Path, mib: u64) -> Option<Self> {
         let size = format!("size={mib}m,mode=755");
         Self::made(at, &["-t", "tmpfs", "-o", &size, "none"])
+    }
+
+    /// Mounts an ext4 of `mib` MiB of its own at `at`; its bytes are in the new file `image`. `None` for
+    /// whoever is not root.
+    #[must_use]
+    pub fn ext4(at: &Path, image: &Path, mib: u64) -> Option<Self> {
+        if !geteuid().is_root() {
+            return None;
+        }
+        let file = File::create_new(image).expect("a new file");
+        file.set_len(mib << 20).expect("a file may have holes");
+        assert!(is_done("mkfs.ext4", &["-q", "-F"], image), "{} is made", image.display());
+        let image = image.to_str().expect("a temp dir's name is text");
+        Self::made(at, &["-o", "loop", image])
     }
 
     /// Gives a file system that was made [`Mount::small`] this many MiB in all.
@@ -55,6 +70,16 @@ impl Drop for Mount {
         // Lazily: an app that runs there still is ended by whoever started it.
         let is_undone = is_done("umount", &["--lazy"], &self.at);
         assert!(is_undone || std::thread::panicking(), "{} is unmounted", self.at.display());
+    }
+}
+
+/// Undoes every mount below `dir`: what whoever made them had no time for.
+pub fn undo_below(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // proc(5): the fifth field is where. Later mounts may lie upon earlier ones.
+    let places = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for place in places.map(Path::new).filter(|place| place.starts_with(dir)) {
+        is_done("umount", &["--lazy"], place);
     }
 }
 

@@ -5,9 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use towline_tests::load::{self, Plan, Summary};
 use towline_tests::origin::Fault;
-
-use crate::script::Server;
-use crate::stage::{BOOT_DEADLINE_S, Stage, Stopwatch};
+use towline_tests::script::Server;
+use towline_tests::stage::{BOOT_DEADLINE_S, Stage, Stopwatch};
 
 /// How often the two ways to deploy are compared; the median is what is printed.
 const ROUNDS: usize = 3;

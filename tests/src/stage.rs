@@ -1,4 +1,4 @@
-//! What the scenes play on: an origin, the way to a registry, an instance, and a stopwatch.
+//! What the demo's scenes play on, and what `make bench` measures: an origin, the way to a registry, an instance, and a stopwatch.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,24 +6,27 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::app::{self, Kind};
+use crate::gateway::Gateway;
+use crate::host::Host;
+use crate::load::{self, Load, Plan};
+use crate::origin::{Origin, Repo};
 use serde_json::Value;
-use towline_tests::app::{self, Kind};
-use towline_tests::gateway::Gateway;
-use towline_tests::host::Host;
-use towline_tests::load::{self, Load, Plan};
-use towline_tests::origin::{Origin, Repo};
 
 /// By when a boot gives up on its target here; by default it is 240 s.
-pub(crate) const BOOT_DEADLINE_S: u32 = 12;
+pub const BOOT_DEADLINE_S: u32 = 12;
 
 /// Everything that a scene needs.
-pub(crate) struct Stage {
-    pub(crate) gateway: Gateway,
-    pub(crate) origin: Origin,
-    pub(crate) host: Host,
+pub struct Stage {
+    /// The way to npm's registry.
+    pub gateway: Gateway,
+    /// Where the app's repository is.
+    pub origin: Origin,
+    /// The instance.
+    pub host: Host,
     repo: Repo,
     /// The last commit.
-    pub(crate) tip: String,
+    pub tip: String,
     commits: usize,
     /// The app's files that are not as in the source tree: path and content.
     changed: BTreeMap<String, String>,
@@ -31,22 +34,26 @@ pub(crate) struct Stage {
 
 /// Time since a moment.
 #[derive(Clone, Copy)]
-pub(crate) struct Stopwatch(Instant);
+pub struct Stopwatch(Instant);
 
 impl Stopwatch {
     #[allow(clippy::disallowed_methods, reason = "measuring real time is what it is for")]
-    pub(crate) fn start() -> Self {
+    /// Starts it.
+    #[must_use]
+    pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    pub(crate) fn read(self) -> Duration {
+    /// The time since it was started.
+    #[must_use]
+    pub fn read(self) -> Duration {
         self.0.elapsed()
     }
 }
 
 impl Stage {
     /// Sets up everything; nothing is deployed yet.
-    pub(crate) fn set() -> Self {
+    pub fn set() -> Self {
         let gateway = Gateway::start(upstream());
         let origin = Origin::start();
         let repo = origin.repository("web.git");
@@ -61,29 +68,29 @@ impl Stage {
     }
 
     /// The variables that lead npm through the gateway.
-    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+    pub fn environment(&self) -> Vec<(String, String)> {
         environment(&self.gateway)
     }
 
     /// The address of the repository.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         self.origin.url(&self.repo)
     }
 
     /// Sets the content of one of the app's files, from the next commit on.
-    pub(crate) fn change(&mut self, path: &str, content: &str) {
+    pub fn change(&mut self, path: &str, content: &str) {
         self.changed.insert(path.to_owned(), content.to_owned());
     }
 
     /// One of the app's files, as it would be committed next.
-    pub(crate) fn content(&self, path: &str) -> String {
+    pub fn content(&self, path: &str) -> String {
         let mut files = self.files();
         let at = files.iter().position(|(name, _, _)| name == path).expect("the app has it");
         String::from_utf8(files.swap_remove(at).1).expect("it is text")
     }
 
     /// Commits the app, with a file that differs from commit to commit; returns the revision.
-    pub(crate) fn commit(&mut self) -> String {
+    pub fn commit(&mut self) -> String {
         self.commits += 1;
         self.change("release.txt", &format!("release {}\n", self.commits));
         let parent = Some(self.tip.as_str()).filter(|tip| !tip.is_empty());
@@ -100,7 +107,7 @@ impl Stage {
     }
 
     /// Lets npm resolve the app's dependencies with another version of one package.
-    pub(crate) fn change_lock_file(&mut self, package: &str) {
+    pub fn change_lock_file(&mut self, package: &str) {
         const FILES: [&str; 3] = [".npmrc", "package.json", "package-lock.json"];
         let dir = tempfile::tempdir().expect("a temp dir");
         for name in FILES {
@@ -128,12 +135,12 @@ impl Stage {
     }
 
     /// Starts to ask the instance's app for pages, until it is stopped.
-    pub(crate) fn load(&self) -> Load {
+    pub fn load(&self) -> Load {
         load::start(Plan::new(self.host.port))
     }
 
     /// Waits until the agent has logged this of this revision; returns the fields.
-    pub(crate) fn await_logged(&mut self, message: &str, revision: &str) -> Value {
+    pub fn await_logged(&mut self, message: &str, revision: &str) -> Value {
         self.host.await_some(message, |host| {
             let log = host.log();
             let lines = log.lines().rev();
@@ -142,8 +149,18 @@ impl Stage {
         })
     }
 
+    /// Like [`Stage::await_logged`], for a line that stands after another.
+    pub fn await_logged_after(&mut self, message: &str, revision: &str, after: &Value) -> Value {
+        self.host.await_some(message, |host| {
+            let log = host.log();
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut later = lines.skip_while(|line| line != after);
+            later.find(|line| line["message"] == message && line["revision"] == revision)
+        })
+    }
+
     /// Waits until no answer has come from another revision for as long as idle connections last.
-    pub(crate) fn await_only(&mut self, load: &Load, revision: &str) {
+    pub fn await_only(&mut self, load: &Load, revision: &str) {
         self.host.await_some("the new revision alone to answer", |_| {
             let seen = load.snapshot().revisions;
             let new = seen.get(revision)?;

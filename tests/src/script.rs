@@ -1,7 +1,7 @@
 //! The script that Towline replaces: `git pull && npm ci && kill -HUP`, on a tree of its own.
 //!
 //! It deploys the same commits of the same origin, to the same app, with npm's cache as warm as
-//! Towline's. The one line more, the file that names the revision, is there to tell the answers apart.
+//! Towline's and preferred to the registry. The one line more, the file that names the revision, is there to tell the answers apart.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,42 +10,52 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
-use towline_tests::{app, host};
 
-const DEPLOY: &str = "git pull --quiet --ff-only && \
-    npm ci --omit=dev --no-audit --no-fund --silent && \
-    git rev-parse HEAD >.towline-revision && \
-    kill -HUP $(cat run/app.pid)";
+use crate::{app, host};
+
+const PULL: &str = "git pull --quiet --ff-only";
+const INSTALL: &str = "npm ci --omit=dev --no-audit --no-fund --prefer-offline --silent";
+const TELL: &str = "git rev-parse HEAD >.towline-revision && kill -HUP $(cat run/app.pid)";
 
 /// A server that is deployed to by the script.
-pub(crate) struct Server {
+pub struct Server {
     root: TempDir,
     environment: Vec<(String, String)>,
     /// Where its app listens.
-    pub(crate) port: u16,
+    pub port: u16,
 }
 
 impl Server {
     /// Clones, installs and starts the app, as somebody once did by hand.
-    pub(crate) fn set_up(url: &str, environment: Vec<(String, String)>) -> Self {
+    pub fn set_up(url: &str, environment: Vec<(String, String)>) -> Self {
         let root = tempfile::Builder::new().prefix("script-").tempdir().expect("a temp dir");
         let server = Self { root, environment, port: app::free_port() };
         let (app, url) = (server.app(), url.to_owned());
         server.run(&format!("git clone --quiet {url} {}", app.display()), "/".into());
         fs::create_dir(app.join("run")).expect("a new directory");
         fs::write(app.join("run/port"), server.port.to_string()).expect("a new file");
-        server.run("npm ci --omit=dev --no-audit --no-fund --silent", app.clone());
+        server.run(INSTALL, app.clone());
         server.run("git rev-parse HEAD >.towline-revision && ./bin/start", app);
         server
     }
 
     /// Runs the script; it has ended when the signal is sent.
-    pub(crate) fn deploy(&self) {
-        self.run(DEPLOY, self.app());
+    pub fn deploy(&self) {
+        self.run(&[PULL, INSTALL, TELL].join(" && "), self.app());
+    }
+
+    /// Fetches the newest commit, and installs nothing.
+    pub fn pull(&self) {
+        self.run(PULL, self.app());
+    }
+
+    /// Installs the dependencies of what was fetched, from nothing.
+    pub fn install(&self) {
+        self.run(INSTALL, self.app());
     }
 
     /// Does the app answer?
-    pub(crate) fn answers(&self) -> bool {
+    pub fn answers(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)) else {
             return false;
         };
