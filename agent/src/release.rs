@@ -33,8 +33,7 @@ pub mod state;
 
 pub use durable::{Barrier, remove_tree, size_bytes};
 
-/// The file in each release that holds its full revision and a newline, for the app to read.
-pub const REVISION_FILE: &str = ".towline-revision";
+pub use towline_protocol::recipe::REVISION_FILE;
 
 /// The version of a marker that this code writes and the newest that it reads.
 const MARKER_VERSION: u32 = 1;
@@ -261,6 +260,12 @@ impl Store {
         self.dir.join("log")
     }
 
+    /// `<dir>/log/app.log`: what `start` printed, and the app that it started.
+    #[must_use]
+    pub fn app_log(&self) -> PathBuf {
+        self.log().join("app.log")
+    }
+
     /// `<dir>/.towline`
     #[must_use]
     pub fn state(&self) -> PathBuf {
@@ -401,6 +406,20 @@ impl Store {
         complete(staged, &release, marker)
     }
 
+    /// Checks that `current` is a link, or absent, so that it can be replaced.
+    ///
+    /// # Errors
+    ///
+    /// It is anything else, which is not the agent's to remove.
+    pub fn check_current(&self) -> Result<(), DiskError> {
+        let current = self.current();
+        if fs::symlink_metadata(&current).is_ok_and(|meta| !meta.is_symlink()) {
+            let source = io::Error::from(io::ErrorKind::IsADirectory);
+            return Err(failed("replace", &current)(source));
+        }
+        Ok(())
+    }
+
     /// Points `current` at a complete release.
     ///
     /// # Errors
@@ -413,10 +432,7 @@ impl Store {
             let source = io::Error::new(io::ErrorKind::NotFound, "it has no marker");
             return Err(failed("make live the incomplete release", &release)(source));
         }
-        if fs::symlink_metadata(&current).is_ok_and(|meta| !meta.is_symlink()) {
-            let source = io::Error::from(io::ErrorKind::IsADirectory);
-            return Err(failed("replace", &current)(source));
-        }
+        self.check_current()?;
         let link = self.state().join("current");
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

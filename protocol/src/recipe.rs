@@ -22,6 +22,10 @@ mod read;
 /// The name of the recipe's file at the top of a repository, unless host config names another.
 pub const FILE_NAME: &str = "towline.toml";
 
+/// The file in each release that holds its full revision and a newline, for the app to read. Neither a
+/// repository nor a recipe may have another use for the name.
+pub const REVISION_FILE: &str = ".towline-revision";
+
 /// The largest recipe that is read, in bytes.
 pub const SIZE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -206,6 +210,9 @@ pub struct Health {
     pub healthy_for: Duration,
     /// How long one probe may take; 5 s by default.
     pub timeout: Duration,
+    /// How long after a reload or a start failing probes do not count yet; 30 s by default. An answer
+    /// that names another revision counts at once.
+    pub start: Duration,
 }
 
 /// What one probe does.

@@ -140,6 +140,9 @@ pub enum Cause {
     Disk,
     /// The install command failed or took too long.
     Install,
+    /// This host kept the swap from beginning: it is open which process is the manager, or `current`
+    /// is no link that could be replaced.
+    Host,
     /// `current` could not be replaced, or the manager could not be told.
     Activate,
     /// The workers were not replaced by ones of the new release.
@@ -156,7 +159,7 @@ impl Cause {
     /// Did it fail before anything live was touched? Such a failure rejects nothing.
     #[must_use]
     pub fn is_before_swap(self) -> bool {
-        matches!(self, Cause::Fetch | Cause::Refused | Cause::Disk | Cause::Install)
+        matches!(self, Cause::Fetch | Cause::Refused | Cause::Disk | Cause::Install | Cause::Host)
     }
 }
 

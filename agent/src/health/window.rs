@@ -4,7 +4,8 @@
 //!   start ──► first pass ──► passes in a row ──► healthy_for since the first ──► Healthy
 //!                 ▲                │
 //!                 └── a failure ───┘  and after `passes` failures in a row: Failed
-//!                                     (before it was first healthy: only after the grace)
+//!                                     (before it was first healthy: only after the grace, unless
+//!                                      another revision answered)
 //!   deadline, at any time before Healthy: Failed
 //! ```
 //!
@@ -25,7 +26,8 @@ pub struct Limits {
     pub passes: u32,
     /// How long it must stay healthy, from the first of those passes.
     pub healthy_for: Duration,
-    /// How long after the start failures are those of an app that is still starting.
+    /// How long after the start failures are those of an app that is still starting. An answer with
+    /// another revision is none of those: no app starts into another one.
     pub grace: Duration,
     /// When all must be over, after the start.
     pub deadline: Duration,
@@ -82,7 +84,8 @@ impl Window {
                 self.since = None;
                 self.failures = self.failures.saturating_add(1);
                 self.last = Some(failure.clone());
-                let counts = self.was_healthy || now >= self.limits.grace;
+                let is_wrong = failure.cause == Cause::WrongRevision;
+                let counts = self.was_healthy || now >= self.limits.grace || is_wrong;
                 if counts && self.failures >= needed {
                     return Progress::Failed(failure);
                 }
@@ -134,6 +137,8 @@ mod tests {
             deadline: Duration::from_secs(60),
         };
         let f = || fail("f");
+        let wrong =
+            || Verdict::Fail(Failure { cause: Cause::WrongRevision, ..failure("w") });
         let cases = [
             ("passes alone are not enough", vec![(0, PASS), (2, PASS), (4, PASS)], Continue),
             ("nor is time", vec![(0, PASS), (30, PASS)], Continue),
@@ -148,6 +153,11 @@ mod tests {
                 "and it is then full from the first pass after",
                 vec![(0, PASS), (4, f()), (6, PASS), (8, PASS), (16, PASS)],
                 Healthy,
+            ),
+            (
+                "but not answer with another revision",
+                vec![(1, wrong()), (2, wrong()), (3, wrong())],
+                Failed(Failure { cause: Cause::WrongRevision, ..failure("w") }),
             ),
             (
                 "an app that starts may fail",

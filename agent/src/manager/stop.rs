@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Process, Worker};
@@ -14,6 +15,13 @@ use crate::process::{self, Stat, off_thread};
 /// How long killed processes are waited for.
 const KILLED_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// How long a manager that was asked to end is still waited for once the agent itself is to stop. One
+/// that ends meanwhile can be started again at once; one that does not serves on.
+const STOPPING_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long an ended process may take to be reaped: until then its pid looks alive to a script.
+const REAPED_WAIT_MAX: Duration = Duration::from_secs(3);
+
 /// How a manager was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped {
@@ -21,19 +29,32 @@ pub struct Stopped {
     pub killed: usize,
 }
 
-/// Some processes would not die.
+/// Why a manager still runs.
 #[derive(Debug, thiserror::Error)]
-#[error("could not end all of the cluster manager's processes; left: {pids:?}")]
-pub struct StopError {
-    /// The processes.
-    pub pids: Vec<i32>,
+pub enum StopError {
+    /// Some processes would not die.
+    #[error("could not end all of the cluster manager's processes; left: {pids:?}")]
+    Left {
+        /// The processes.
+        pids: Vec<i32>,
+    },
+    /// The agent is to stop, and leaves the manager to the next run.
+    #[error("stopping the cluster manager was cancelled")]
+    Cancelled,
 }
 
 impl StopError {
     /// Returns the next thing for an operator to try.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        Some("see `ps -o pid,stat,wchan,args` for what they wait for; a dead disk or network mount holds processes like this".to_owned())
+        match self {
+            StopError::Left { .. } => Some(
+                "see `ps -o pid,stat,wchan,args` for what they wait for; a dead disk or network mount \
+                 holds processes like this"
+                    .to_owned(),
+            ),
+            StopError::Cancelled => None,
+        }
     }
 }
 
@@ -42,10 +63,20 @@ impl StopError {
 ///
 /// Workers are not asked: a manager that ends well ends them, and lets them finish what they do.
 ///
+/// - `stop`: the agent is to stop. Nothing is killed then, and nothing begun: a manager that was asked
+///   already is waited for a little longer.
+///
 /// # Errors
 ///
 /// Processes are left even so. Nothing new may be started beside them.
-pub async fn stop(process: &Process, timeout: Duration) -> Result<Stopped, StopError> {
+pub async fn stop(
+    process: &Process,
+    timeout: Duration,
+    stop: &CancellationToken,
+) -> Result<Stopped, StopError> {
+    if stop.is_cancelled() {
+        return Err(StopError::Cancelled);
+    }
     let mut known = Known::new(process);
     // Before the signal: once the manager has ended, its workers cannot be told from others.
     known.look().await;
@@ -53,7 +84,17 @@ pub async fn stop(process: &Process, timeout: Duration) -> Result<Stopped, StopE
         // A stopped process hears of it only once it goes on.
         pidfd_send_signal(&process.pidfd, Signal::CONT).ok();
     }
-    if known.wait(timeout).await {
+    let has_ended = tokio::select! {
+        has_ended = known.wait(timeout) => Some(has_ended),
+        () = stop.cancelled() => None,
+    };
+    let has_ended = match has_ended {
+        Some(has_ended) => has_ended,
+        None if known.wait(STOPPING_WAIT_MAX.min(timeout)).await => true,
+        None => return Err(StopError::Cancelled),
+    };
+    if has_ended {
+        reaped(process).await;
         return Ok(Stopped { killed: 0 });
     }
     // So that it starts no more workers while they are counted.
@@ -66,10 +107,20 @@ pub async fn stop(process: &Process, timeout: Duration) -> Result<Stopped, StopE
         known.kill();
         // Looks again: a worker may have forked in between.
         if known.wait(Duration::from_millis(100)).await {
+            reaped(process).await;
             return Ok(Stopped { killed: killed.len() });
         }
     }
-    Err(StopError { pids: known.left() })
+    Err(StopError::Left { pids: known.left() })
+}
+
+/// Waits until an ended process is reaped, for a while: nobody may ever do it.
+async fn reaped(process: &Process) {
+    let started = Instant::now();
+    let is_there = || Stat::read(process.pid).is_some_and(|s| s.start_ticks == process.start_ticks);
+    while started.elapsed() < REAPED_WAIT_MAX && is_there() {
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// The manager and everything that was seen to descend from it, until it has ended.

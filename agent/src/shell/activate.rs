@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::machine::{How, Outcome};
 use crate::manager::{
     self, Absence, Context, FindError, Finding, Process, ProveError, SignalError, Snapshot,
 };
-use crate::process::{self, Job, Remains};
+use crate::process::{self, Job, Launched, Remains};
 use crate::release::Marker;
 use crate::shown;
 
@@ -39,8 +40,11 @@ const STILL: Duration = Duration::from_secs(1);
 /// How much of the app's log is shown where a release fails.
 const LOG_BYTES: u64 = 4096;
 
-/// The app's log is emptied at a start when it is larger than this: nobody else bounds it.
+/// The app's log is emptied when it is larger than this: nobody else bounds it.
 const LOG_BYTES_MAX: u64 = 10 << 20;
+
+/// How long after a start that ended with success, and left no manager, it is tried once more.
+const STARTS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Reads the recipe of a complete release.
 pub(super) fn recipe_of(tools: &Tools, revision: &Revision) -> Result<Recipe, String> {
@@ -95,6 +99,24 @@ pub(crate) async fn look(
     }
 }
 
+/// Can a swap to this release begin on this host? What keeps it from beginning is found here, before
+/// anything is journalled or touched, and says nothing about the release.
+///
+/// # Errors
+///
+/// What is in the way, and what to do about it.
+pub(super) async fn check_way(
+    tools: &Tools,
+    to: &Revision,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    tools.store.check_current().map_err(|error| hinted(&error, error.hint()))?;
+    for finder in Managers::of(tools, to, None)?.all() {
+        look(tools, finder, stop).await.map_err(|error| hinted(&error, error.hint()))?;
+    }
+    Ok(())
+}
+
 /// Points `current` at `to` and has its manager follow.
 pub(super) async fn activate(
     tools: Rc<Tools>,
@@ -104,31 +126,88 @@ pub(super) async fn activate(
     stop: CancellationToken,
 ) -> Outcome {
     let started = Instant::now();
-    match Work::new(&tools, to.clone(), from, how, &stop) {
-        Ok(work) => match work.perform().await {
-            Ok(done) => {
-                let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-                info!(revision = %to, manager = done, elapsed_ms, "activated");
-                Outcome::Activated
+    let work = match Work::new(&tools, to.clone(), from, how, &stop) {
+        Ok(work) => work,
+        // Without a whole release there is nothing to try again with.
+        Err(detail) => {
+            warn!(revision = %to, error = detail, "could not activate");
+            return Outcome::Failed(Cause::Activate, detail);
+        }
+    };
+    let was = tools.store.live();
+    let running = match work.begin().await {
+        Ok(running) => running,
+        Err(detail) => {
+            if !stop.is_cancelled() {
+                warn!(revision = %to, error = detail, "could not begin to activate");
             }
-            Err(detail) => {
-                if !stop.is_cancelled() {
-                    warn!(revision = %to, error = detail, log = app_log(&tools), "could not activate");
-                }
+            let has_swapped = was != tools.store.live();
+            return if has_swapped {
                 Outcome::Failed(Cause::Activate, detail)
+            } else {
+                Outcome::Untouched(detail)
+            };
+        }
+    };
+    match work.perform(running).await {
+        Ok(done) => {
+            let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            info!(revision = %to, manager = done, elapsed_ms, "activated");
+            Outcome::Activated
+        }
+        Err(detail) => {
+            if !stop.is_cancelled() {
+                warn!(revision = %to, error = detail, log = app_log(&tools), "could not activate");
             }
-        },
-        Err(detail) => Outcome::Failed(Cause::Activate, detail),
+            Outcome::Failed(Cause::Activate, detail)
+        }
     }
+}
+
+/// How the managers are found that may run now, and the one that is to run.
+struct Managers {
+    incoming: Find,
+    /// By other recipes: that of what `current` names, and that of what served before. They differ
+    /// where a killed agent left a swap half done, and at a boot that goes down its ladder.
+    outgoing: Vec<Find>,
+    /// What is on disk of the release that the running manager was started or reloaded for.
+    old: Option<Marker>,
+}
+
+impl Managers {
+    fn of(tools: &Tools, to: &Revision, from: Option<&Revision>) -> Result<Self, String> {
+        let incoming = finder(tools, &recipe_of(tools, to)?);
+        let live = tools.store.live();
+        let others = [live.as_ref(), from].into_iter().flatten().filter(|other| *other != to);
+        let markers: Vec<Marker> = others.filter_map(|other| tools.store.marker(other)).collect();
+        let recipes = markers.iter().filter_map(|old| Recipe::parse(&old.recipe).ok());
+        let mut outgoing: Vec<Find> = Vec::new();
+        for find in recipes.map(|recipe| finder(tools, &recipe)) {
+            if find != incoming && !outgoing.contains(&find) {
+                outgoing.push(find);
+            }
+        }
+        Ok(Self { incoming, outgoing, old: markers.into_iter().next() })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Find> {
+        std::iter::once(&self.incoming).chain(&self.outgoing)
+    }
+}
+
+/// What runs before a swap.
+struct Running {
+    /// Found as the release that is made live finds it: it can be told to reload.
+    own: Option<Process>,
+    /// Found by another recipe only: it has to go.
+    others: Vec<Process>,
 }
 
 struct Work<'a> {
     tools: &'a Tools,
     to: Revision,
     recipe: Recipe,
-    /// How the manager that runs now is found: by the recipe that started it.
-    outgoing: Find,
-    incoming: Find,
+    managers: Managers,
     needs_restart: Option<&'static str>,
     stop: &'a CancellationToken,
 }
@@ -143,19 +222,13 @@ impl<'a> Work<'a> {
     ) -> Result<Self, String> {
         let marker = marker_of(tools, &to)?;
         let recipe = recipe_of(tools, &to)?;
-        let incoming = finder(tools, &recipe);
-        let old = from.filter(|from| *from != to).and_then(|from| tools.store.marker(&from));
-        let old_recipe = old.as_ref().and_then(|old| Recipe::parse(&old.recipe).ok());
-        let outgoing =
-            old_recipe.as_ref().map_or_else(|| incoming.clone(), |recipe| finder(tools, recipe));
+        let managers = Managers::of(tools, &to, from.as_ref())?;
         let asks = |when| recipe.manager.restart_when.contains(&when);
         let differs = |get: fn(&Marker) -> &Option<String>| {
-            old.as_ref().is_some_and(|old| get(old) != get(&marker))
+            managers.old.as_ref().is_some_and(|old| get(old) != get(&marker))
         };
         let needs_restart = if how == How::Restart {
             Some("restart")
-        } else if outgoing != incoming {
-            Some("restart: the recipe names another manager")
         } else if asks(RestartWhen::Install) && differs(|marker| &marker.dependencies) {
             Some("restart: other dependencies")
         } else if asks(RestartWhen::Runtime) && differs(|marker| &marker.runtime) {
@@ -163,31 +236,45 @@ impl<'a> Work<'a> {
         } else {
             None
         };
-        Ok(Self { tools, to, recipe, outgoing, incoming, needs_restart, stop })
+        Ok(Self { tools, to, recipe, managers, needs_restart, stop })
     }
 
-    /// Returns what was done to the manager, for the log.
-    async fn perform(&self) -> Result<&'static str, String> {
-        let mut running = self.find(&self.outgoing).await?;
-        if let Some(process) = &running
+    /// Finds what runs, and points `current` at the release. An error has touched nothing.
+    async fn begin(&self) -> Result<Running, String> {
+        let mut running = self.find_all().await?;
+        if let Some(process) = &running.own
             && self.tools.is_unsettled.get()
         {
             // Two reloads never overlap: one that is under way is waited for.
-            settle(process, self.recipe.manager.timeout, self.stop).await;
-            running = self.find(&self.outgoing).await?;
+            let releases = self.tools.store.releases();
+            settle(process, &releases, self.recipe.manager.timeout, self.stop).await;
+            running = self.find_all().await?;
+        }
+        if self.stop.is_cancelled() {
+            return Err("stopped".to_owned());
         }
         self.tools.is_unsettled.set(true);
-        let before = match &running {
+        let before = match &running.own {
             Some(process) => Snapshot::take(process).await,
             None => Snapshot::nothing(),
         };
-        let has_workers = !before.workers.is_empty();
         *self.tools.before.borrow_mut() = Some(before);
-        self.tools.store.swap(&self.to).map_err(|error| error::chain(&error))?;
-        let Some(process) = running else {
+        self.tools.store.swap(&self.to).map_err(|error| hinted(&error, error.hint()))?;
+        Ok(running)
+    }
+
+    /// Has the manager follow; returns what was done to it, for the log.
+    async fn perform(&self, running: Running) -> Result<&'static str, String> {
+        for other in &running.others {
+            self.end(other).await?;
+        }
+        let Some(process) = running.own else {
             self.start().await?;
-            return Ok("started");
+            let is_other = !running.others.is_empty();
+            return Ok(if is_other { "restart: the recipe names another manager" } else { "started" });
         };
+        let has_workers =
+            self.tools.before.borrow().as_ref().is_some_and(|before| !before.workers.is_empty());
         match self.needs_restart {
             Some(reason) => {
                 self.restart(&process).await?;
@@ -206,6 +293,18 @@ impl<'a> Work<'a> {
                 }
             },
         }
+    }
+
+    async fn find_all(&self) -> Result<Running, String> {
+        let own = self.find(&self.managers.incoming).await?;
+        let mut others: Vec<Process> = Vec::new();
+        for find in &self.managers.outgoing {
+            let found = self.find(find).await?;
+            // Two recipes may name one manager in two ways.
+            let known: Vec<i32> = own.iter().chain(&others).map(Process::pid).collect();
+            others.extend(found.filter(|process| !known.contains(&process.pid())));
+        }
+        Ok(Running { own, others })
     }
 
     async fn find(&self, find: &Find) -> Result<Option<Process>, String> {
@@ -233,13 +332,14 @@ impl<'a> Work<'a> {
                     remains: Remains::Leave,
                 };
                 let ran = process::run(&job, self.stop).await;
-                ran.map(|_| true).map_err(|error| error::chain(&error))
+                ran.map(|_| true).map_err(|error| hinted(&error, error.hint()))
             }
         }
     }
 
-    async fn restart(&self, process: &Process) -> Result<(), String> {
-        let stopped = manager::stop(process, self.recipe.manager.timeout)
+    /// Asks a manager to end, and sees to it.
+    async fn end(&self, process: &Process) -> Result<(), String> {
+        let stopped = manager::stop(process, self.recipe.manager.timeout, self.stop)
             .await
             .map_err(|error| hinted(&error, error.hint()))?;
         if stopped.killed > 0 {
@@ -248,10 +348,15 @@ impl<'a> Work<'a> {
                 "processes of the app did not end in time and were killed"
             );
         }
+        Ok(())
+    }
+
+    async fn restart(&self, process: &Process) -> Result<(), String> {
+        self.end(process).await?;
         // A supervisor of the app's own may have brought it back by now.
         let deadline = Instant::now() + COMES_BACK;
         while Instant::now() < deadline {
-            if self.find(&self.incoming).await?.is_some() {
+            if self.find(&self.managers.incoming).await?.is_some() {
                 return Ok(());
             }
             sleep(Duration::from_millis(50)).await;
@@ -261,27 +366,40 @@ impl<'a> Work<'a> {
 
     /// Starts the manager, and waits until it is found.
     async fn start(&self) -> Result<(), String> {
-        let (run_as, store) = (&self.tools.run_as, &self.tools.store);
         let timeout = self.recipe.manager.timeout;
-        let log = store.log().join("app.log");
-        if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
-            drop(fs::remove_file(&log));
-        }
-        let current = store.current();
-        let launched = process::launch(&self.recipe.manager.start, &current, run_as, &log)
-            .await
-            .map_err(|error| hinted(&error, error.hint()))?;
-        let deadline = Instant::now() + timeout;
+        let begun = Instant::now();
+        let mut launched = self.launch().await?;
+        let mut may_repeat = true;
         loop {
-            if self.find(&self.incoming).await?.is_some() {
+            if self.find(&self.managers.incoming).await?.is_some() {
                 return Ok(());
             }
-            let failure = match launched.exited() {
+            // What was launched is the app, and it is not the app that is to stop: the next run finds it.
+            if self.stop.is_cancelled() {
+                return Err("stopped".to_owned());
+            }
+            let waited = begun.elapsed();
+            let ended = launched.exited();
+            if ended.is_some_and(|exit| exit.is_success()) && may_repeat && waited >= STARTS_WITHIN {
+                // It may have taken what had just ended for a manager that runs; it is harmless
+                // where one does.
+                may_repeat = false;
+                launched = self.launch().await?;
+                continue;
+            }
+            let failure = match ended {
                 Some(exit) if !exit.is_success() => Some(format!("ended with {exit}")),
-                _ if Instant::now() >= deadline => {
-                    Some(format!("no manager was found within {} s", timeout.as_secs_f64()))
-                }
-                _ if self.stop.is_cancelled() => Some("stopped".to_owned()),
+                Some(_) if waited >= timeout => Some(format!(
+                    "ended with success, and no manager was found within {} s; see what {} names: a \
+                     start that finds an old pid file must not take it for a running app",
+                    timeout.as_secs_f64(),
+                    self.named()
+                )),
+                _ if waited >= timeout => Some(format!(
+                    "no manager was found within {} s by {} (manager.timeout_s)",
+                    timeout.as_secs_f64(),
+                    self.named()
+                )),
                 _ => None,
             };
             if let Some(failure) = failure {
@@ -289,6 +407,23 @@ impl<'a> Work<'a> {
                 return Err(format!("start command {}: {failure}", self.recipe.manager.start));
             }
             sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn launch(&self) -> Result<Launched, String> {
+        let (run_as, store) = (&self.tools.run_as, &self.tools.store);
+        bound_app_log(self.tools);
+        let log = store.app_log();
+        let launched =
+            process::launch(&self.recipe.manager.start, &store.current(), run_as, &log).await;
+        launched.map_err(|error| hinted(&error, error.hint()))
+    }
+
+    /// What tells whether the manager runs.
+    fn named(&self) -> String {
+        match &self.managers.incoming {
+            Find::PidFile(path) => format!("the pid file {path}"),
+            Find::Status(command) => format!("the status command `{command}`"),
         }
     }
 }
@@ -305,7 +440,7 @@ pub(super) async fn prove(
     };
     let finder = finder(&tools, &recipe);
     let release = tools.store.release(&revision);
-    // A restart of the agent lost it; then every worker counts as new that runs from the release.
+    // Every proof follows an activation of the same run, which has left it.
     let before = tools.before.borrow_mut().take().unwrap_or_else(Snapshot::nothing);
     let started = Instant::now();
     let timeout = recipe.manager.timeout;
@@ -334,12 +469,16 @@ pub(super) async fn prove(
     }
 }
 
-/// Waits until the workers hold still: another reload may be under way.
-async fn settle(process: &Process, timeout: Duration, stop: &CancellationToken) {
+/// Waits until the workers hold still, all of one release: another reload may be under way, and workers
+/// that take their time to start hold still in the middle of it.
+async fn settle(process: &Process, releases: &Path, timeout: Duration, stop: &CancellationToken) {
     let deadline = Instant::now() + timeout;
     let mut last = manager::workers(process).await;
     let mut since = Instant::now();
-    while since.elapsed() < STILL && Instant::now() < deadline && !stop.is_cancelled() {
+    while Instant::now() < deadline && !stop.is_cancelled() {
+        if since.elapsed() >= STILL && manager::are_of_one_release(process, releases).await {
+            return;
+        }
         sleep(STILL / 10).await;
         let now = manager::workers(process).await;
         if now != last {
@@ -350,7 +489,7 @@ async fn settle(process: &Process, timeout: Duration, stop: &CancellationToken) 
 }
 
 /// An error with its causes, and what to do about it, in one line.
-fn hinted(error: &dyn std::error::Error, hint: Option<String>) -> String {
+pub(super) fn hinted(error: &dyn std::error::Error, hint: Option<String>) -> String {
     let chain = error::chain(error);
     match hint {
         Some(hint) => format!("{chain} ({hint})"),
@@ -358,9 +497,20 @@ fn hinted(error: &dyn std::error::Error, hint: Option<String>) -> String {
     }
 }
 
+/// Empties the app's log where it has grown too large. The app appends to it, so it goes on at the
+/// beginning.
+pub(super) fn bound_app_log(tools: &Tools) {
+    let log = tools.store.app_log();
+    if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX)
+        && let Err(error) = fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0))
+    {
+        warn!(error = error::chain(&error), path = %log.display(), "could not empty the app's log");
+    }
+}
+
 /// Returns the end of what the app has printed, for whoever looks for the cause.
 pub(super) fn app_log(tools: &Tools) -> Option<String> {
-    let mut file = fs::File::open(tools.store.log().join("app.log")).ok()?;
+    let mut file = fs::File::open(tools.store.app_log()).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).ok()?;
     let mut bytes = Vec::new();

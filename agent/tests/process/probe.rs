@@ -25,6 +25,7 @@ fn health(check: Check, revision: Option<RevisionAt>, timeout: Duration) -> Heal
         every: Duration::from_secs(2),
         healthy_for: Duration::from_secs(30),
         timeout,
+        start: Duration::ZERO,
     }
 }
 

@@ -5,8 +5,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Check, Find, Health, HttpAddress, Install, Manager, Problem, Recipe, RecipeError, RelativePath,
-    Reload, ReloadSignal, RestartWhen, RevisionAt, SIZE_BYTES_MAX, SocketName,
+    Check, Find, Health, HttpAddress, Install, Manager, Problem, REVISION_FILE, Recipe, RecipeError,
+    RelativePath, Reload, ReloadSignal, RestartWhen, RevisionAt, SIZE_BYTES_MAX, SocketName,
 };
 
 mod value;
@@ -18,6 +18,7 @@ const MANAGER_TIMEOUT_S: f64 = 90.0;
 const PROBE_TIMEOUT_S: f64 = 5.0;
 const PROBE_EVERY_S: f64 = 2.0;
 const HEALTHY_FOR_S: f64 = 30.0;
+const START_S: f64 = 30.0;
 const PASSES: i64 = 3;
 
 pub(super) fn recipe(text: &str) -> Result<Recipe, RecipeError> {
@@ -112,6 +113,9 @@ impl Reader<'_> {
         if outputs.as_ref().is_some_and(|paths| paths.iter().any(RelativePath::is_root)) {
             let line = self.line_of(table, "outputs");
             self.problem(line, table.field("outputs"), "`.` would replace the release itself");
+        }
+        if let Some(outputs) = &outputs {
+            self.apart(table, "outputs", outputs);
         }
         let runtime = self.command(table, "runtime");
         let timeout = self.duration(table, "timeout_s", INSTALL_TIMEOUT_S);
@@ -234,6 +238,7 @@ impl Reader<'_> {
                 "every_s",
                 "healthy_for_s",
                 "timeout_s",
+                "start_s",
             ],
         );
         let given: Vec<&str> =
@@ -258,6 +263,7 @@ impl Reader<'_> {
         let every = self.duration(table, "every_s", PROBE_EVERY_S);
         let healthy_for = self.duration(table, "healthy_for_s", HEALTHY_FOR_S);
         let timeout = self.duration(table, "timeout_s", PROBE_TIMEOUT_S);
+        let start = self.duration(table, "start_s", START_S);
         Some(Health {
             check: check?,
             revision: revision?,
@@ -265,6 +271,7 @@ impl Reader<'_> {
             every: every?,
             healthy_for: healthy_for?,
             timeout: timeout?,
+            start: start?,
         })
     }
 
@@ -348,17 +355,27 @@ impl Reader<'_> {
         self.only(table, &["dirs"]);
         let dirs = self.paths(table, "dirs", "the directories that outlive releases")?;
         let line = self.line_of(table, "dirs");
-        for (index, dir) in dirs.iter().enumerate() {
-            if dir.is_root() {
-                self.problem(line, "shared.dirs", "`.` would share the release itself");
-                return None;
+        if dirs.iter().any(RelativePath::is_root) {
+            self.problem(line, "shared.dirs", "`.` would share the release itself");
+            return None;
+        }
+        self.apart(table, "dirs", &dirs).then_some(dirs)
+    }
+
+    /// Refuses paths that overlap with one another, or with what the agent puts into each release.
+    fn apart(&mut self, table: Table<'_>, key: &str, paths: &[RelativePath]) -> bool {
+        let line = self.line_of(table, key);
+        let problems = self.problems.len();
+        for (index, path) in paths.iter().enumerate() {
+            if paths.iter().skip(index + 1).any(|other| path.holds(other) || other.holds(path)) {
+                self.problem(line, table.field(key), format!("{path} overlaps with another of them"));
             }
-            if dirs.iter().skip(index + 1).any(|other| dir.holds(other) || other.holds(dir)) {
-                self.problem(line, "shared.dirs", format!("{dir} overlaps with another of them"));
-                return None;
+            if path.as_str().split('/').next() == Some(REVISION_FILE) {
+                let message = format!("{path} is where the agent writes each release's revision");
+                self.problem(line, table.field(key), message);
             }
         }
-        Some(dirs)
+        self.problems.len() == problems
     }
 }
 
@@ -397,6 +414,7 @@ mod tests {
         assert_eq!(recipe.health.every, Duration::from_secs(2));
         assert_eq!(recipe.health.healthy_for, Duration::from_secs(30));
         assert_eq!(recipe.health.timeout, Duration::from_secs(5));
+        assert_eq!(recipe.health.start, Duration::from_secs(30));
         assert_eq!(recipe.warnings().len(), 1, "nothing shows the served revision");
     }
 
@@ -432,6 +450,14 @@ mod tests {
             ),
             ("[health]", "[shared]\ndirs = [\"a\", \"a/b\"]\n[health]", 6, "shared.dirs"),
             ("[health]", "[shared]\ndirs = [\"/a\"]\n[health]", 6, "shared.dirs"),
+            ("[health]", "[shared]\ndirs = [\".towline-revision\"]\n[health]", 6, "shared.dirs"),
+            (
+                "[health]",
+                "[install]\ncommand = [\"x\"]\ninputs = [\"y\"]\noutputs = [\"a\", \"a/b\"]\n[health]",
+                8,
+                "install.outputs",
+            ),
+            ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\nstart_s = -1", 7, "health.start_s"),
             ("[health]", "[install]\ncommand = [\"x\"]\n[health]", 5, "install.inputs"),
             ("[manager]", "surprise = 1\n[manager]", 1, "surprise"),
         ];
