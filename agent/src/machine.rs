@@ -464,7 +464,7 @@ impl Machine {
                 self.not_prepared(aim, attempt, cause, detail, effects);
             }
             (State::Asking { aim }, Outcome::Permitted(true)) => self.swap(aim, effects),
-            (State::Asking { aim }, _) => self.wait(Retry::Prepare(aim), 1, effects),
+            (State::Asking { aim }, _) => self.again(aim, 1, effects),
             (State::Journalling { swap, how, .. }, Outcome::Journalled) => {
                 self.activate(swap, how, effects);
             }
@@ -557,6 +557,15 @@ impl Machine {
         if cause == Cause::Refused {
             // The same tree and the same recipe give the same answer: wait for a newer target.
             return self.rest(effects);
+        }
+        self.again(aim, attempt, effects);
+    }
+
+    /// Tries again later; first it looks at what serves, if a newer target cut that look short: what
+    /// never passed must not stay live for as long as a target cannot be prepared.
+    fn again(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
+        if self.live.is_running && self.live.health.is_none() {
+            return self.check(effects);
         }
         self.wait(Retry::Prepare(aim), attempt, effects);
     }

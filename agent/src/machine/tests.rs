@@ -748,6 +748,33 @@ fn a_newer_target_wins_at_any_moment() {
             "activating a unhealthy; degraded: a could not be restored: it broke",
         ),
         (
+            "while the health is looked at: the look comes first again once there is time for it",
+            "disk a b, current b, runs, proven a, seen 2 b",
+            &[
+                ("start", "probe b fully"),
+                ("target 3 c", "write; cancel; prepare c unless like b"),
+                ("failed fetch", "probe b fully"),
+                ("failed unhealthy", "prepare c; by 180"),
+                ("failed refused", "prepare a"),
+                ("prepared", "journal 3 >a"),
+            ],
+            "activating b unhealthy; degraded: c could not be prepared: it broke",
+        ),
+        (
+            "and so it does where there is no leave; a second failure then waits",
+            SERVES_A,
+            &[
+                ("start", "probe a briefly"),
+                ("target 2 b", "write; cancel; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("no", "probe a briefly"),
+                ("served", "prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("no", "wait 2"),
+            ],
+            "waiting a healthy served",
+        ),
+        (
             "while the health is looked at",
             SERVES_A,
             &[
@@ -1084,6 +1111,31 @@ fn a_killed_agent_takes_up_where_it_was() {
             "disk a, current a, runs, proven a, seen 2 b, swap 2 a>b",
             &[("start", "write; activate b>a")],
             "restoring a unknown; failure: activate of b, 1",
+        ),
+        (
+            "a swap goes on whose predecessor was pruned, and then the ladder is what is left",
+            "disk c b, current b, runs, proven a, seen 2 b, swap 2 a>b",
+            &[("start", "write; activate >b"), ("failed activate", "write; prepare c")],
+            "preparing b unhealthy; failure: activate of b, 1",
+        ),
+        (
+            "a restore whose release was pruned gives way to the ladder, without leave",
+            "disk c b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; prepare c"),
+                ("prepared", "journal 2 >c"),
+                ("journalled", "activate >c"),
+                ("activated", "prove c"),
+                ("replaced", "probe c fully"),
+                ("healthy", "write; prune a b c; look"),
+            ],
+            "idle c healthy replaced; degraded: b was rejected: it broke",
+        ),
+        (
+            "an order to restart is carried out by a restart, though its predecessor was pruned",
+            "disk b, current b, runs, proven a, seen 2 b restart 1, swap 2 a>b restart 1",
+            &[("start", "write; restart >b")],
+            "activating b unknown",
         ),
         (
             "a restore goes on, and what failed stays rejected",
