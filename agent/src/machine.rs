@@ -418,12 +418,17 @@ impl Machine {
             }
             _ => {
                 self.stop(effects);
-                if self.ladder.is_some() {
-                    self.climb(effects);
-                } else {
-                    self.consider(effects);
-                }
+                self.start_over(effects);
             }
+        }
+    }
+
+    /// Goes for the newest target, with nothing under way.
+    fn start_over(&mut self, effects: &mut Vec<Effect>) {
+        if self.ladder.is_some() {
+            self.climb(effects);
+        } else {
+            self.consider(effects);
         }
     }
 
@@ -470,6 +475,13 @@ impl Machine {
             }
             (State::Journalling { swap, owed, .. }, Outcome::Failed(cause, detail)) => {
                 self.journal.swap = owed;
+                // It may stand on disk all the same, by what was journalled meanwhile or by a write
+                // that failed late; a killed agent would then begin it, whatever its target is by now.
+                effects.push(Effect::Journal(Box::new(self.journal.clone())));
+                if swap.order < self.order() {
+                    // A newer target came meanwhile: that one is tried, and not this one again.
+                    return self.start_over(effects);
+                }
                 let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
                 self.not_prepared(aim, 1, cause, detail, effects);
             }
@@ -487,6 +499,10 @@ impl Machine {
 
     /// Looks at what the newest target asks for, with nothing under way.
     fn consider(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(swap) = self.journal.swap.clone().filter(|swap| !self.has_better(swap)) {
+            // Nothing good serves, and the newest target is no way out.
+            return self.restore(swap, How::Restart, 1, effects);
+        }
         let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
         let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
         let rejection = self.journal.rejection(aim.order, &aim.revision);
@@ -511,8 +527,11 @@ impl Machine {
     }
 
     fn prepare(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
-        // At boot nothing serves that could stand in for it, and a restart needs the release itself.
-        let may_stand_in = self.ladder.is_none() && aim.restart <= self.journal.restart;
+        // At boot, and where a restore failed, nothing serves that could stand in for it; and a
+        // restart needs the release itself.
+        let may_stand_in = self.ladder.is_none()
+            && self.journal.swap.is_none()
+            && aim.restart <= self.journal.restart;
         let unless_like =
             self.live.revision.clone().filter(|_| may_stand_in && self.live.is_running);
         let revision = aim.revision.clone();
@@ -550,11 +569,7 @@ impl Machine {
         if !self.serves(&aim.revision) {
             self.degraded = Some(said);
         }
-        if let Some(swap) = self.journal.swap.clone() {
-            // Nothing good serves: what served before comes first.
-            return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
-        }
-        if cause == Cause::Refused {
+        if cause == Cause::Refused && self.journal.swap.is_none() {
             // The same tree and the same recipe give the same answer: wait for a newer target.
             return self.rest(effects);
         }
@@ -564,6 +579,10 @@ impl Machine {
     /// Tries again later; first it looks at what serves, if a newer target cut that look short: what
     /// never passed must not stay live for as long as a target cannot be prepared.
     fn again(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
+        if let Some(swap) = self.journal.swap.clone() {
+            // Nothing good serves: what served before comes first.
+            return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
+        }
         if self.live.is_running && self.live.health.is_none() {
             return self.check(effects);
         }

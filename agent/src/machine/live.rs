@@ -272,7 +272,7 @@ impl Machine {
     }
 
     /// Is there a newer target than the one whose failure could not be undone?
-    fn has_better(&self, swap: &Swap) -> bool {
+    pub(super) fn has_better(&self, swap: &Swap) -> bool {
         let Some(target) = &self.journal.target else { return false };
         target.order > swap.order
             && swap.from.as_ref() != Some(&target.revision)
