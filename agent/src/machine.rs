@@ -583,7 +583,8 @@ impl Machine {
             // Nothing good serves: what served before comes first.
             return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
         }
-        if self.live.is_running && self.live.health.is_none() {
+        let never_looked = self.live.is_running && self.live.health.is_none();
+        if never_looked && self.live.revision.is_some() {
             return self.check(effects);
         }
         self.wait(Retry::Prepare(aim), attempt, effects);

@@ -112,8 +112,11 @@ impl World {
         let is_baked = random.one_in(3);
         let current = is_baked.then(|| baked.clone());
         let releases: Vec<Revision> = current.iter().cloned().collect();
-        let found =
-            Found { releases: releases.clone(), current: current.clone(), is_running: false };
+        // And what may run there from before there were any.
+        let running: Option<Revision> =
+            (!is_baked && random.one_in(4)).then(|| "c".repeat(40).parse().expect("40 digits"));
+        let is_running = running.is_some();
+        let found = Found { releases: releases.clone(), current: current.clone(), is_running };
         let (machine, effects) = Machine::new(policy(), journal.clone(), found);
         let mut world = Self {
             random,
@@ -125,7 +128,7 @@ impl World {
             journal,
             releases,
             current,
-            running: None,
+            running,
             machine,
             task: None,
             wake: None,
@@ -133,7 +136,7 @@ impl World {
             hangs: None,
             leave: None,
             is_behind: false,
-            found_running: false,
+            found_running: is_running,
             is_full: false,
             how: How::Reload,
             begun: 0,
