@@ -295,7 +295,7 @@ impl Machine {
         let mut effects = Vec::new();
         match machine.journal.swap.take() {
             Some(swap) => machine.resume(swap, &mut effects),
-            None if machine.live.is_running => machine.rest(&mut effects),
+            None if machine.live.is_running => machine.check(&mut effects),
             None => {
                 machine.state = State::Unsure;
                 let ladder = Ladder::new(Duration::ZERO, machine.policy.boot_deadline);
@@ -333,7 +333,7 @@ impl Machine {
     #[must_use]
     pub fn settled(&self) -> Option<&Report> {
         let at_rest = matches!(self.state, State::Idle | State::Waiting { .. });
-        let is_known = self.live.health.is_some() || !self.live.is_running;
+        let is_known = !self.never_looked();
         let has_heard = self.journal.target.is_some() || self.objection.is_some();
         (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
     }
@@ -583,8 +583,7 @@ impl Machine {
             // Nothing good serves: what served before comes first.
             return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
         }
-        let never_looked = self.live.is_running && self.live.health.is_none();
-        if never_looked && self.live.revision.is_some() {
+        if self.never_looked() {
             return self.check(effects);
         }
         self.wait(Retry::Prepare(aim), attempt, effects);
@@ -615,17 +614,20 @@ impl Machine {
     /// Nothing is left to do: look at the live release's health from time to time.
     fn rest(&mut self, effects: &mut Vec<Effect>) {
         self.state = State::Idle;
-        let never_looked = self.live.is_running && self.live.health.is_none();
-        if never_looked {
+        if self.never_looked() {
             return self.check(effects);
         }
         effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
     }
 
+    /// Does something serve whose health is not known?
+    fn never_looked(&self) -> bool {
+        self.live.is_running && self.live.revision.is_some() && self.live.health.is_none()
+    }
+
     fn check(&mut self, effects: &mut Vec<Effect>) {
-        let Some(revision) = self.live.revision.clone() else {
-            return effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
-        };
+        // What runs and is no release of ours has no recipe to look by; a target may still be open.
+        let Some(revision) = self.live.revision.clone() else { return self.consider(effects) };
         let window = if self.journal.is_proven(&revision) { Window::Brief } else { Window::Full };
         self.state = State::Checking { window };
         self.begin(Task::Probe(revision, window), effects);

@@ -1555,6 +1555,12 @@ fn a_boot_ends_on_the_best_that_is_left() {
             ],
             "activating - unknown; degraded: a could not be prepared: it broke",
         ),
+        (
+            "so it does after a kill",
+            "runs, seen 1 a",
+            &[("start", "prepare a"), ("prepared", "ask 1")],
+            "asking - unknown",
+        ),
     ]);
 }
 
@@ -1782,7 +1788,7 @@ fn waits_double_up_to_their_bound_and_differ_between_instances() {
 #[test]
 fn what_was_asked_for_is_settled_when_nothing_is_left_to_do() {
     // Found; events; is it settled, and is it converged?
-    let cases: [(&str, &[&str], bool, bool); 15] = [
+    let cases: [(&str, &[&str], bool, bool); 16] = [
         ("", &[], false, false),
         (SERVES_A, &[], false, false),
         (SERVES_A, &["served"], true, true),
@@ -1790,6 +1796,7 @@ fn what_was_asked_for_is_settled_when_nothing_is_left_to_do() {
         (SERVES_A, &["served", "woke"], false, false),
         (SERVES_A, &["served", "target 2 a restart 1"], false, false),
         ("", &["target 1 a", "failed fetch"], true, false),
+        ("runs", &["target 1 a", "failed refused"], true, false),
         (SERVES_A, &["served", "objected"], true, false),
         (SERVES_A, &["served", "target 2 b"], false, false),
         (SERVES_A, &["served", "target 2 b", "failed fetch"], true, false),
