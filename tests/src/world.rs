@@ -7,7 +7,7 @@ use std::time::Duration;
 use towline_agent::journal::Journal;
 use towline_agent::machine::{Effect, Event, Found, How, Machine, Outcome, Policy, Task, TaskId};
 use towline_protocol::ids::{Order, Revision};
-use towline_protocol::report::{Cause, Evidence, Report};
+use towline_protocol::report::{Cause, Evidence, Phase, Report};
 use towline_protocol::target::Target;
 
 mod rules;
@@ -85,9 +85,16 @@ pub struct World {
     found_running: bool,
     /// Did the disk refuse the journal of the swap?
     is_full: bool,
+    /// Is the machine in a state in which nothing can be started?
+    is_stuck: bool,
     /// How the release that runs came to run.
     how: How,
+    /// The newest order to restart that a start has satisfied.
+    started_for: u64,
+    /// Tasks that were cancelled; their answers may still come.
+    cancelled: Vec<TaskId>,
     begun: usize,
+    prepares: usize,
     trace: Vec<String>,
 }
 
@@ -138,8 +145,12 @@ impl World {
             is_behind: false,
             found_running: is_running,
             is_full: false,
+            is_stuck: false,
             how: How::Reload,
+            started_for: 0,
+            cancelled: Vec::new(),
             begun: 0,
+            prepares: 0,
             trace: Vec::new(),
         };
         world.perform(effects).expect("a machine that begins only waits");
@@ -162,7 +173,7 @@ impl World {
 
     fn troubled(&mut self, rounds: usize) -> Result<(), String> {
         for _ in 0..rounds {
-            match self.random.below(12) {
+            match self.random.below(14) {
                 0 => {
                     self.move_target();
                     self.hear()?;
@@ -185,6 +196,8 @@ impl World {
                     }
                 }
                 5 => self.hear()?,
+                6 => self.is_stuck = self.random.one_in(3),
+                7 => self.disturb()?,
                 _ => self.advance()?,
             }
         }
@@ -195,6 +208,7 @@ impl World {
     /// otherwise something good if there is any.
     fn quiet(&mut self) -> Result<(), String> {
         self.has_faults = false;
+        self.is_stuck = false;
         if self.target.is_none() {
             self.move_target();
         }
@@ -228,6 +242,7 @@ impl World {
     /// An hour in which nothing happens costs little, and the source's repeating itself nothing.
     fn rest(&mut self) -> Result<(), String> {
         let (until, begun) = (self.now + Duration::from_secs(3_600), self.begun);
+        self.prepares = 0;
         let mut steps = 0;
         while self.now < until {
             self.advance()?;
@@ -241,10 +256,7 @@ impl World {
                 return Err(format!("a busy hour: {steps} steps"));
             }
         }
-        if self.machine.is_converged() && self.begun - begun < 40 {
-            return Err("nobody looks at what serves".to_owned());
-        }
-        Ok(())
+        self.check_rest(self.begun - begun)
     }
 
     /// A new revision with the content of a known one.
@@ -308,9 +320,37 @@ impl World {
 
     fn hear(&mut self) -> Result<(), String> {
         match self.target.clone() {
-            Some(target) => self.step(Event::Targeted(target)),
+            Some(target) => {
+                // What was counted before an instance hears of its group was not meant for it.
+                if self.machine.journal().target.is_none() {
+                    self.started_for = self.started_for.max(target.restart);
+                }
+                self.step(Event::Targeted(target))
+            }
             None => self.step(Event::Objected("there is no file".to_owned())),
         }
+    }
+
+    /// What was cancelled answers all the same, or the clock wakes before its time.
+    fn disturb(&mut self) -> Result<(), String> {
+        if let Some(id) = self.cancelled.pop() {
+            let answer = match self.random.below(3) {
+                0 => Outcome::Prepared { alike: false },
+                1 => Outcome::Permitted(true),
+                _ => Outcome::Healthy { served: true },
+            };
+            return self.step(Event::Done(id, answer));
+        }
+        let is_waiting = self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting);
+        if let Some(due) = self.wake.take_if(|due| is_waiting && self.now < *due) {
+            self.step(Event::Woke)?;
+            if self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting)
+                && self.wake != Some(due)
+            {
+                return Err(format!("woken before {due:?}, it forgets that"));
+            }
+        }
+        Ok(())
     }
 
     /// The source names what must not be followed.
@@ -334,6 +374,7 @@ impl World {
     fn crash(&mut self) -> Result<(), String> {
         self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Revision::short)));
         self.task = None;
+        self.cancelled.clear();
         self.wake = None;
         self.told = None;
         // A swap whose journal stands was given leave.
@@ -391,8 +432,13 @@ impl World {
                     }
                 }
                 Effect::Begin(id, task) => self.begin(id, task)?,
-                Effect::Cancel => self.task = None,
-                Effect::WakeAt(time) => self.wake = Some(time),
+                Effect::Cancel => self.cancel()?,
+                Effect::WakeAt(time) => {
+                    if time > self.now + policy().backoff_max {
+                        return Err(format!("it sleeps until {time:?}"));
+                    }
+                    self.wake = Some(time);
+                }
                 Effect::Report(report) => self.hear_report(*report)?,
                 Effect::Prune(keep) => self.prune(&keep)?,
             }
@@ -406,6 +452,7 @@ impl World {
         self.check_begin(&task)?;
         match &task {
             Task::Prepare { revision, .. } => {
+                self.prepares += 1;
                 let may_hang = self.has_faults && !self.releases.contains(revision);
                 let hangs = may_hang && self.random.one_in(8);
                 self.hangs = hangs.then(|| self.now + PREPARE_DEADLINE);
@@ -419,8 +466,14 @@ impl World {
                     self.write(journal)?;
                 }
             }
-            // Leave was asked for where it was due: from here on it is a boot.
-            Task::Activate { from, .. } => self.found_running &= from.is_some(),
+            Task::Activate { from, how, .. } => {
+                // Leave was asked for where it was due: from here on it is a boot.
+                self.found_running &= from.is_some();
+                let is_start = *how == How::Restart || from.is_none() || self.running.is_none();
+                if let Some(swap) = self.journal.swap.as_ref().filter(|_| is_start) {
+                    self.started_for = self.started_for.max(swap.restart);
+                }
+            }
             _ => {}
         }
         self.task = Some((id, task));
@@ -436,6 +489,10 @@ impl World {
         match task {
             Task::Prepare { revision, unless_like } => {
                 let is_late = self.hangs.take().is_some();
+                let is_boot = self.running.is_none() && self.machine.journal().swap.is_none();
+                if is_late && is_boot {
+                    return Err("a boot waits for what hangs".to_owned());
+                }
                 let is_alike = |live: &Revision| self.content(live) == self.content(revision);
                 if unless_like.as_ref().is_some_and(is_alike) {
                     return Ok(Outcome::Prepared { alike: true });
@@ -463,7 +520,7 @@ impl World {
                 self.current = Some(to.clone());
                 self.running = Some(to.clone());
                 self.how = *how;
-                if is_unlucky {
+                if is_unlucky || self.is_stuck {
                     // What was there is stopped, and what comes up may go down again.
                     self.running = self.running.take().filter(|_| self.random.one_in(2));
                     return failed(Cause::Activate, "no pid");

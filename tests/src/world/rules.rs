@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use towline_agent::journal::{Journal, Swap};
 use towline_agent::machine::{How, Task};
 use towline_protocol::ids::Revision;
-use towline_protocol::report::{Health, Report};
+use towline_protocol::report::{Health, Phase, Report};
 
 use super::{Character, World};
 
@@ -24,6 +24,17 @@ impl World {
                 let wanted = journal.target.as_ref().map_or(0, |target| target.restart);
                 if wanted > journal.restart {
                     return Err("what serves stands in for a restart".to_owned());
+                }
+            }
+            Task::Ask(order) => {
+                let newest = self.machine.journal().target.as_ref().map(|target| target.order);
+                if newest != Some(*order) {
+                    return Err(format!(
+                        "leave is asked for {order}, and {newest:?} is the newest"
+                    ));
+                }
+                if self.running.is_none() && self.machine.journal().swap.is_none() {
+                    return Err("leave is asked for, and nothing serves".to_owned());
                 }
             }
             Task::Journal(journal) => {
@@ -86,7 +97,33 @@ impl World {
         if journal.restart < self.journal.restart {
             return Err("an order to restart is open again".to_owned());
         }
+        let is_owed = |swap: &&Swap| {
+            swap.failed.is_some()
+                && swap.from.as_ref().is_some_and(|from| self.releases.contains(from))
+        };
+        let owed = self.journal.swap.as_ref().filter(is_owed);
+        if owed.is_some() && journal.swap.is_none() && !self.runs_good() {
+            return Err(format!("a restore is forgotten, and {:?} runs", self.running));
+        }
         self.journal = journal;
+        Ok(())
+    }
+
+    fn runs_good(&self) -> bool {
+        self.running.as_ref().and_then(|own| self.character(own)).is_some_and(Character::is_good)
+    }
+
+    /// Ends the task that runs, which must be one that touches nothing live.
+    pub(super) fn cancel(&mut self) -> Result<(), String> {
+        let Some((id, task)) = self.task.take() else { return Ok(()) };
+        let is_swap =
+            self.machine.journal().swap.as_ref().is_some_and(|swap| swap.failed.is_none());
+        match task {
+            Task::Prepare { .. } | Task::Ask(_) => {}
+            Task::Probe(..) if !is_swap => {}
+            _ => return Err(format!("{task:?} is cancelled in the middle of a swap")),
+        }
+        self.cancelled.push(id);
         Ok(())
     }
 
@@ -126,6 +163,9 @@ impl World {
         if report.health == Health::Healthy && !is_good {
             return Err(format!("healthy, it says, and {:?} runs", self.running));
         }
+        if report.alike.is_some() && report.alike != report.target {
+            return Err("what is alike is not the target".to_owned());
+        }
         self.told = Some(report);
         Ok(())
     }
@@ -141,6 +181,9 @@ impl World {
             }
             if self.task.is_some() {
                 return Err("settled, it says, and a task runs".to_owned());
+            }
+            if report.phase == Phase::Idle && self.machine.journal().swap.is_some() {
+                return Err("a restore is owed, and nothing is done about it".to_owned());
             }
         }
         let target = self.machine.journal().target.as_ref();
@@ -170,14 +213,14 @@ impl World {
             if !self.machine.is_converged() {
                 return Err(format!("{} is good and was not reached", target.revision.short()));
             }
-            if journal.restart < target.restart {
+            if self.started_for < target.restart || journal.restart < target.restart {
                 return Err("an order to restart was not carried out".to_owned());
             }
         }
         if self.machine.is_converged() && self.machine.settled().is_none() {
             return Err("converged and not settled".to_owned());
         }
-        let runs_good = self.running.as_ref().is_some_and(is_good);
+        let runs_good = self.runs_good();
         let on_disk = |revision: &&Revision| self.releases.contains(*revision);
         let mut proven = journal.proven.iter().filter(on_disk);
         if proven.any(is_open) && !runs_good {
@@ -187,6 +230,31 @@ impl World {
         let is_boot = !self.found_running && journal.swap.is_none();
         if is_boot && !runs_good && fallback.is_some_and(|own| is_good(own) && is_open(own)) {
             return Err(format!("{:?} runs, and the fallback is good", self.running));
+        }
+        Ok(())
+    }
+
+    /// An hour went by in which nothing happened; `begun`: how many tasks it took.
+    pub(super) fn check_rest(&self, begun: usize) -> Result<(), String> {
+        if self.machine.is_converged() {
+            if begun < 40 {
+                return Err("nobody looks at what serves".to_owned());
+            }
+            if begun > 80 {
+                return Err(format!("{begun} looks at what serves in an hour"));
+            }
+            let proven = &self.machine.journal().proven;
+            if !self.running.as_ref().is_some_and(|own| proven.contains(own)) {
+                return Err("what has served for an hour is not proven".to_owned());
+            }
+        }
+        let target = self.target.as_ref().ok_or("there is a target")?;
+        let is_refused = self.character(&target.revision) == Some(Character::Refused);
+        let is_idle = self.told.as_ref().is_some_and(|told| told.phase == Phase::Idle);
+        // A boot with nothing left tries for three quarters of its time, again and again.
+        let enough = if is_refused && is_idle { 1 } else { 70 };
+        if self.runs_good() && self.prepares > enough {
+            return Err(format!("{} preparings in an hour", self.prepares));
         }
         Ok(())
     }
