@@ -665,7 +665,6 @@ fn a_newer_target_wins_at_any_moment() {
                 ("target 2 b", "write; prepare b unless like a"),
                 ("target 3 a", "write; cancel; look"),
                 ("late prepared", ""),
-                ("prepared", ""),
                 ("target 4 c", "write; prepare c unless like a"),
                 ("failed fetch", "wait 2"),
                 ("target 5 c", "write; prepare c unless like a"),
@@ -1703,6 +1702,18 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("killed", "write; activate b>a"),
             ],
             "restoring a unknown",
+        ),
+        (
+            "the attempts at a restore are counted",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; activate b>a"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "wait 2"),
+                ("woke", "restart b>a"),
+                ("failed activate", "wait 4"),
+            ],
+            "waiting a unhealthy; failure: restore of a, 2; degraded: a could not be restored: it broke",
         ),
         (
             "a restore that succeeded makes the waits the shortest again",

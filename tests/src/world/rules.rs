@@ -58,7 +58,7 @@ impl World {
             return Err("a rejected revision is to be activated again".to_owned());
         }
         let restarts = swap.from.as_ref() == Some(&swap.to);
-        if restarts && swap.restart <= self.journal.restart {
+        if restarts && swap.restart <= self.journal.restart.max(self.started_for) {
             return Err("a restart that nobody ordered, or that was carried out".to_owned());
         }
         let is_better =
@@ -81,6 +81,9 @@ impl World {
         }
         if !self.releases.contains(to) {
             return Err(format!("{} is not on disk", to.short()));
+        }
+        if swap.failed.is_none() && swap.resumes > 3 {
+            return Err("what killed the agent three times is activated again".to_owned());
         }
         let is_order = swap.restart > self.journal.restart && swap.from.is_some();
         if is_order && swap.to == *to && how != How::Restart {
