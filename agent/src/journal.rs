@@ -146,12 +146,23 @@ mod tests {
             restart: 3,
         });
         journal.restart = 3;
+        let order = Order { epoch: 1, generation: 7 };
+        journal.reject(order, revision('b'), "503".to_owned());
+        journal.swap = Some(Swap {
+            order,
+            to: revision('c'),
+            from: Some(revision('a')),
+            failed: None,
+            restart: 3,
+            resumes: 0,
+        });
 
         let own = journal.clone().adopt("i-image".parse().unwrap());
         assert_eq!(own, journal, "its own journal is kept whole");
         let adopted = journal.clone().adopt("i-new".parse().unwrap());
         assert_eq!(adopted.target, journal.target, "the high-water mark stays");
-        assert_eq!((adopted.proven.len(), adopted.restart), (0, 3));
+        let new = Journal::new("i-new".parse().unwrap());
+        assert_eq!(adopted, Journal { target: journal.target, restart: 3, ..new });
     }
 
     #[test]
@@ -163,6 +174,24 @@ mod tests {
         assert_eq!(journal.rejection(order(1), &revision('a')), Some("503"));
         assert_eq!(journal.rejection(order(2), &revision('a')), None);
         assert!(!journal.is_proven(&revision('a')), "what failed is proven no more");
+        journal.reject(order(1), revision('a'), "504".to_owned());
+        assert_eq!(journal.rejection(order(1), &revision('a')), Some("504"), "the newest counts");
+    }
+
+    #[test]
+    fn a_journal_of_this_version_can_be_read() {
+        let written = serde_json::json!({
+            "version": 1, "instance": "i-1", "target": null, "restart": 2,
+            "proven": ["a".repeat(40)],
+            "rejected": [{ "epoch": 1, "generation": 2, "revision": "b".repeat(40), "detail": "503" }],
+            "swap": {
+                "epoch": 1, "generation": 3, "to": "c".repeat(40), "from": "a".repeat(40),
+                "failed": null, "restart": 2, "resumes": 1,
+            },
+        });
+        let journal: Journal = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(journal.version, VERSION);
+        assert_eq!(serde_json::to_value(&journal).unwrap(), written);
     }
 
     #[test]
@@ -174,9 +203,12 @@ mod tests {
             journal.reject(Order { epoch: 1, generation: number }, revision, String::new());
             journal.prove(&format!("{:040x}", number + 1000).parse().unwrap());
         }
-        assert_eq!(
-            (journal.proven.len(), journal.rejected.len()),
-            (REMEMBERED_MAX, REMEMBERED_MAX)
-        );
+        assert_eq!((journal.proven.len(), journal.rejected.len()), (32, 32));
+        let number = |number: u64| -> Revision { format!("{number:040x}").parse().unwrap() };
+        assert_eq!(journal.proven.last(), Some(&number(1099)), "the newest are kept");
+        assert_eq!(journal.rejected.last().map(|last| &last.revision), Some(&number(99)));
+        journal.prove(&number(1080));
+        assert_eq!(journal.proven.last(), Some(&number(1080)), "proven again is the newest");
+        assert_eq!(journal.proven.len(), 32, "and is there once");
     }
 }

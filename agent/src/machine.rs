@@ -295,7 +295,7 @@ impl Machine {
         let mut effects = Vec::new();
         match machine.journal.swap.take() {
             Some(swap) => machine.resume(swap, &mut effects),
-            None if machine.live.is_running => machine.rest(&mut effects),
+            None if machine.live.is_running => machine.check(&mut effects),
             None => {
                 machine.state = State::Unsure;
                 let ladder = Ladder::new(Duration::ZERO, machine.policy.boot_deadline);
@@ -333,7 +333,7 @@ impl Machine {
     #[must_use]
     pub fn settled(&self) -> Option<&Report> {
         let at_rest = matches!(self.state, State::Idle | State::Waiting { .. });
-        let is_known = self.live.health.is_some() || !self.live.is_running;
+        let is_known = !self.never_looked();
         let has_heard = self.journal.target.is_some() || self.objection.is_some();
         (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
     }
@@ -418,12 +418,17 @@ impl Machine {
             }
             _ => {
                 self.stop(effects);
-                if self.ladder.is_some() {
-                    self.climb(effects);
-                } else {
-                    self.consider(effects);
-                }
+                self.start_over(effects);
             }
+        }
+    }
+
+    /// Goes for the newest target, with nothing under way.
+    fn start_over(&mut self, effects: &mut Vec<Effect>) {
+        if self.ladder.is_some() {
+            self.climb(effects);
+        } else {
+            self.consider(effects);
         }
     }
 
@@ -464,12 +469,19 @@ impl Machine {
                 self.not_prepared(aim, attempt, cause, detail, effects);
             }
             (State::Asking { aim }, Outcome::Permitted(true)) => self.swap(aim, effects),
-            (State::Asking { aim }, _) => self.wait(Retry::Prepare(aim), 1, effects),
+            (State::Asking { aim }, _) => self.again(aim, 1, effects),
             (State::Journalling { swap, how, .. }, Outcome::Journalled) => {
                 self.activate(swap, how, effects);
             }
             (State::Journalling { swap, owed, .. }, Outcome::Failed(cause, detail)) => {
                 self.journal.swap = owed;
+                // It may stand on disk all the same, by what was journalled meanwhile or by a write
+                // that failed late; a killed agent would then begin it, whatever its target is by now.
+                effects.push(Effect::Journal(Box::new(self.journal.clone())));
+                if swap.order < self.order() {
+                    // A newer target came meanwhile: that one is tried, and not this one again.
+                    return self.start_over(effects);
+                }
                 let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
                 self.not_prepared(aim, 1, cause, detail, effects);
             }
@@ -487,6 +499,10 @@ impl Machine {
 
     /// Looks at what the newest target asks for, with nothing under way.
     fn consider(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(swap) = self.journal.swap.clone().filter(|swap| !self.has_better(swap)) {
+            // Nothing good serves, and the newest target is no way out.
+            return self.restore(swap, How::Restart, 1, effects);
+        }
         let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
         let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
         let rejection = self.journal.rejection(aim.order, &aim.revision);
@@ -511,8 +527,11 @@ impl Machine {
     }
 
     fn prepare(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
-        // At boot nothing serves that could stand in for it, and a restart needs the release itself.
-        let may_stand_in = self.ladder.is_none() && aim.restart <= self.journal.restart;
+        // At boot, and where a restore failed, nothing serves that could stand in for it; and a
+        // restart needs the release itself.
+        let may_stand_in = self.ladder.is_none()
+            && self.journal.swap.is_none()
+            && aim.restart <= self.journal.restart;
         let unless_like =
             self.live.revision.clone().filter(|_| may_stand_in && self.live.is_running);
         let revision = aim.revision.clone();
@@ -550,13 +569,22 @@ impl Machine {
         if !self.serves(&aim.revision) {
             self.degraded = Some(said);
         }
+        if cause == Cause::Refused && self.journal.swap.is_none() {
+            // The same tree and the same recipe give the same answer: wait for a newer target.
+            return self.rest(effects);
+        }
+        self.again(aim, attempt, effects);
+    }
+
+    /// Tries again later; first it looks at what serves, if a newer target cut that look short: what
+    /// never passed must not stay live for as long as a target cannot be prepared.
+    fn again(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
         if let Some(swap) = self.journal.swap.clone() {
             // Nothing good serves: what served before comes first.
             return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
         }
-        if cause == Cause::Refused {
-            // The same tree and the same recipe give the same answer: wait for a newer target.
-            return self.rest(effects);
+        if self.never_looked() {
+            return self.check(effects);
         }
         self.wait(Retry::Prepare(aim), attempt, effects);
     }
@@ -586,17 +614,20 @@ impl Machine {
     /// Nothing is left to do: look at the live release's health from time to time.
     fn rest(&mut self, effects: &mut Vec<Effect>) {
         self.state = State::Idle;
-        let never_looked = self.live.is_running && self.live.health.is_none();
-        if never_looked {
+        if self.never_looked() {
             return self.check(effects);
         }
         effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
     }
 
+    /// Does something serve whose health is not known?
+    fn never_looked(&self) -> bool {
+        self.live.is_running && self.live.revision.is_some() && self.live.health.is_none()
+    }
+
     fn check(&mut self, effects: &mut Vec<Effect>) {
-        let Some(revision) = self.live.revision.clone() else {
-            return effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
-        };
+        // What runs and is no release of ours has no recipe to look by; a target may still be open.
+        let Some(revision) = self.live.revision.clone() else { return self.consider(effects) };
         let window = if self.journal.is_proven(&revision) { Window::Brief } else { Window::Full };
         self.state = State::Checking { window };
         self.begin(Task::Probe(revision, window), effects);

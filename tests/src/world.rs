@@ -1,14 +1,19 @@
 //! A simulated instance: the real machine in a world that fails, repeats, and crashes it between any
-//! two effects. Everything follows from the seed.
+//! two effects. Everything follows from the seed. What must hold in it is in [`rules`].
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use towline_agent::journal::Journal;
 use towline_agent::machine::{Effect, Event, Found, How, Machine, Outcome, Policy, Task, TaskId};
 use towline_protocol::ids::{Order, Revision};
-use towline_protocol::report::{Cause, Evidence};
+use towline_protocol::report::{Cause, Evidence, Phase, Report};
 use towline_protocol::target::Target;
+
+mod rules;
+
+/// When the shell ends a preparing that hangs.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(600);
 
 /// `SplitMix64`: enough randomness for schedules, and no dependency whose next version reorders them.
 #[derive(Debug)]
@@ -55,6 +60,8 @@ impl Character {
 pub struct World {
     random: Random,
     characters: BTreeMap<Revision, Character>,
+    /// Revisions whose content is that of an earlier one.
+    twins: BTreeMap<Revision, Revision>,
     now: Duration,
     has_faults: bool,
     target: Option<Target>,
@@ -67,14 +74,27 @@ pub struct World {
     machine: Machine,
     task: Option<(TaskId, Task)>,
     wake: Option<Duration>,
-    may_swap: bool,
+    told: Option<Report>,
+    /// Until when the task that runs hangs.
+    hangs: Option<Duration>,
+    /// The leave that was given and not used yet.
+    leave: Option<Order>,
+    /// Is the journal on disk older than the agent's, because a write failed?
+    is_behind: bool,
     /// Did anything serve when the agent started?
     found_running: bool,
     /// Did the disk refuse the journal of the swap?
     is_full: bool,
+    /// Is the machine in a state in which nothing can be started?
+    is_stuck: bool,
     /// How the release that runs came to run.
     how: How,
+    /// The newest order to restart that a start has satisfied.
+    started_for: u64,
+    /// Tasks that were cancelled; their answers may still come.
+    cancelled: Vec<TaskId>,
     begun: usize,
+    prepares: usize,
     trace: Vec<String>,
 }
 
@@ -89,29 +109,48 @@ fn policy() -> Policy {
 }
 
 impl World {
-    /// An instance on which nothing of Towline has ever run.
+    /// An instance on which no agent has ever run; its image may hold a release.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
         let journal = Journal::new("i-sim".parse().expect("a valid name"));
-        let (machine, effects) = Machine::new(policy(), journal.clone(), Found::default());
+        // The release that an image may hold.
+        let baked: Revision = "b".repeat(40).parse().expect("40 digits");
+        let is_baked = random.one_in(3);
+        let current = is_baked.then(|| baked.clone());
+        let releases: Vec<Revision> = current.iter().cloned().collect();
+        // And what may run there from before there were any.
+        let running: Option<Revision> =
+            (!is_baked && random.one_in(4)).then(|| "c".repeat(40).parse().expect("40 digits"));
+        let is_running = running.is_some();
+        let found = Found { releases: releases.clone(), current: current.clone(), is_running };
+        let (machine, effects) = Machine::new(policy(), journal.clone(), found);
         let mut world = Self {
-            random: Random(seed),
-            characters: BTreeMap::new(),
+            random,
+            characters: current.iter().map(|baked| (baked.clone(), Character::Good)).collect(),
+            twins: BTreeMap::new(),
             now: Duration::ZERO,
             has_faults: true,
             target: None,
             journal,
-            releases: Vec::new(),
-            current: None,
-            running: None,
+            releases,
+            current,
+            running,
             machine,
             task: None,
             wake: None,
-            may_swap: false,
-            found_running: false,
+            told: None,
+            hangs: None,
+            leave: None,
+            is_behind: false,
+            found_running: is_running,
             is_full: false,
+            is_stuck: false,
             how: How::Reload,
+            started_for: 0,
+            cancelled: Vec::new(),
             begun: 0,
+            prepares: 0,
             trace: Vec::new(),
         };
         world.perform(effects).expect("a machine that begins only waits");
@@ -134,18 +173,18 @@ impl World {
 
     fn troubled(&mut self, rounds: usize) -> Result<(), String> {
         for _ in 0..rounds {
-            match self.random.below(12) {
+            match self.random.below(14) {
                 0 => {
                     self.move_target();
                     self.hear()?;
                 }
                 1 => {
-                    self.crash();
+                    self.crash()?;
                     self.hear()?;
                 }
                 2 if self.random.one_in(3) => {
                     self.running = None;
-                    self.crash();
+                    self.crash()?;
                     self.hear()?;
                 }
                 3 => self.mislead()?,
@@ -157,6 +196,8 @@ impl World {
                     }
                 }
                 5 => self.hear()?,
+                6 => self.is_stuck = self.random.one_in(3),
+                7 => self.disturb()?,
                 _ => self.advance()?,
             }
         }
@@ -167,24 +208,27 @@ impl World {
     /// otherwise something good if there is any.
     fn quiet(&mut self) -> Result<(), String> {
         self.has_faults = false;
+        self.is_stuck = false;
         if self.target.is_none() {
             self.move_target();
         }
         self.hear()?;
         self.settle()?;
         self.check_end()?;
+        self.rest()?;
         let good = self.revision_of(Character::Good);
-        self.set_target(good.clone(), None, 0);
+        let more = self.random.below(2);
+        self.set_target(good.clone(), None, more);
         self.hear()?;
         self.settle()?;
-        if self.running.as_ref() != Some(&good) || !self.machine.is_converged() {
+        if self.running.as_ref() != Some(&good) {
             return Err(format!("a good target was not reached: {:?} runs", self.running));
         }
-        Ok(())
+        self.check_end()?;
+        self.rest()
     }
 
     fn settle(&mut self) -> Result<(), String> {
-        let begun = self.begun;
         for _ in 0..300 {
             // What is waited for may come yet; a healthy end is one that stays.
             if self.task.is_none() && self.machine.is_converged() {
@@ -192,31 +236,40 @@ impl World {
             }
             self.advance()?;
         }
-        if self.begun - begun > 4_000 {
-            return Err("a busy loop".to_owned());
-        }
         Ok(())
     }
 
-    fn check_end(&self) -> Result<(), String> {
-        let target = self.target.as_ref().ok_or("there is a target")?;
-        let character = |revision: &Revision| self.characters.get(revision).copied();
-        let was_rejected = self.journal.rejection(target.order, &target.revision).is_some();
-        let is_good = character(&target.revision).is_some_and(Character::is_good);
-        if is_good && !was_rejected && !self.machine.is_converged() {
-            return Err(format!("{:?} is good and was not reached", target.revision.short()));
+    /// An hour in which nothing happens costs little, and the source's repeating itself nothing.
+    fn rest(&mut self) -> Result<(), String> {
+        let (until, begun) = (self.now + Duration::from_secs(3_600), self.begun);
+        self.prepares = 0;
+        let mut steps = 0;
+        while self.now < until {
+            self.advance()?;
+            let before = self.begun;
+            self.hear()?;
+            if self.begun != before {
+                return Err("the same target again began something".to_owned());
+            }
+            steps += 1;
+            if steps > 600 || self.begun - begun > 300 {
+                return Err(format!("a busy hour: {steps} steps"));
+            }
         }
-        // What failed for this very target is not activated again for it.
-        let is_open = |revision: &Revision| {
-            self.releases.contains(revision)
-                && self.journal.rejection(target.order, revision).is_none()
-        };
-        let has_good = self.journal.proven.iter().any(is_open);
-        let runs_good = self.running.as_ref().and_then(character).is_some_and(Character::is_good);
-        if has_good && !runs_good {
-            return Err(format!("{:?} runs, and something good is on disk", self.running));
-        }
-        Ok(())
+        self.check_rest(self.begun - begun)
+    }
+
+    /// A new revision with the content of a known one.
+    fn twin_of(&mut self, known: &Revision) -> Revision {
+        let content = self.content(known).clone();
+        let character = self.characters.get(&content).copied().unwrap_or(Character::Good);
+        let revision = self.revision_of(character);
+        self.twins.insert(revision.clone(), content);
+        revision
+    }
+
+    fn content<'a>(&'a self, revision: &'a Revision) -> &'a Revision {
+        self.twins.get(revision).unwrap_or(revision)
     }
 
     fn revision_of(&mut self, character: Character) -> Revision {
@@ -232,7 +285,11 @@ impl World {
             let index = usize::try_from(random.below(known.len().max(1) as u64)).unwrap_or(0);
             known.get(index).cloned()
         };
-        let revision = if self.random.one_in(3) { old(&mut self.random) } else { None };
+        let revision = match self.random.below(9) {
+            0..3 => old(&mut self.random),
+            3 => old(&mut self.random).map(|known| self.twin_of(&known)),
+            _ => None,
+        };
         let revision = revision.unwrap_or_else(|| {
             let character = match self.random.below(9) {
                 0 => Character::InstallFails,
@@ -263,9 +320,37 @@ impl World {
 
     fn hear(&mut self) -> Result<(), String> {
         match self.target.clone() {
-            Some(target) => self.step(Event::Targeted(target)),
+            Some(target) => {
+                // What was counted before an instance hears of its group was not meant for it.
+                if self.machine.journal().target.is_none() {
+                    self.started_for = self.started_for.max(target.restart);
+                }
+                self.step(Event::Targeted(target))
+            }
             None => self.step(Event::Objected("there is no file".to_owned())),
         }
+    }
+
+    /// What was cancelled answers all the same, or the clock wakes before its time.
+    fn disturb(&mut self) -> Result<(), String> {
+        if let Some(id) = self.cancelled.pop() {
+            let answer = match self.random.below(3) {
+                0 => Outcome::Prepared { alike: false },
+                1 => Outcome::Permitted(true),
+                _ => Outcome::Healthy { served: true },
+            };
+            return self.step(Event::Done(id, answer));
+        }
+        let is_waiting = self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting);
+        if let Some(due) = self.wake.take_if(|due| is_waiting && self.now < *due) {
+            self.step(Event::Woke)?;
+            if self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting)
+                && self.wake != Some(due)
+            {
+                return Err(format!("woken before {due:?}, it forgets that"));
+            }
+        }
+        Ok(())
     }
 
     /// The source names what must not be followed.
@@ -286,12 +371,15 @@ impl World {
     }
 
     /// The agent is killed and started again.
-    fn crash(&mut self) {
+    fn crash(&mut self) -> Result<(), String> {
         self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Revision::short)));
         self.task = None;
+        self.cancelled.clear();
         self.wake = None;
+        self.told = None;
         // A swap whose journal stands was given leave.
-        self.may_swap = false;
+        self.leave = None;
+        self.is_behind = false;
         self.now = Duration::ZERO;
         // A boot that was interrupted is still a boot: nothing served before it.
         let is_boot = self.journal.swap.as_ref().is_some_and(|swap| swap.from.is_none());
@@ -303,23 +391,24 @@ impl World {
         };
         let (machine, effects) = Machine::new(policy(), self.journal.clone(), found);
         self.machine = machine;
-        if let Err(broken) = self.perform(effects) {
-            self.trace.push(format!("broken: {broken}"));
-        }
+        self.perform(effects)
     }
 
     /// Whatever is due next happens: a task ends, or the clock wakes.
     fn advance(&mut self) -> Result<(), String> {
         self.now += Duration::from_millis(1 + self.random.below(3_000));
-        if let Some((id, task)) = self.task.take() {
-            let outcome = self.end(&task)?;
-            return self.step(Event::Done(id, outcome));
-        }
-        if let Some(wake) = self.wake.take() {
+        let hangs_until = self.hangs.filter(|until| self.task.is_some() && *until > self.now);
+        // The clock waits for no task.
+        let wakes_before = |wake: &Duration| *wake <= hangs_until.unwrap_or(self.now);
+        if self.task.is_none() || self.wake.as_ref().is_some_and(wakes_before) {
+            let wake = self.wake.take().ok_or("nothing will ever happen again")?;
             self.now = self.now.max(wake);
             return self.step(Event::Woke);
         }
-        Err("nothing will ever happen again".to_owned())
+        self.now = hangs_until.unwrap_or(self.now);
+        let Some((id, task)) = self.task.take() else { return Ok(()) };
+        let outcome = self.end(&task)?;
+        self.step(Event::Done(id, outcome))
     }
 
     fn step(&mut self, event: Event) -> Result<(), String> {
@@ -332,68 +421,57 @@ impl World {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             if self.has_faults && self.random.one_in(60) {
-                self.crash();
-                return Ok(());
+                return self.crash();
             }
             match effect {
                 Effect::Journal(journal) => {
                     // A disk that is full loses it; the next one makes up for it.
-                    if !(self.has_faults && self.random.one_in(30)) {
+                    self.is_behind = self.has_faults && self.random.one_in(30);
+                    if !self.is_behind {
                         self.write(*journal)?;
                     }
                 }
                 Effect::Begin(id, task) => self.begin(id, task)?,
-                Effect::Cancel => self.task = None,
-                Effect::WakeAt(time) => self.wake = Some(time),
-                Effect::Report(_) => {}
+                Effect::Cancel => self.cancel()?,
+                Effect::WakeAt(time) => {
+                    if time > self.now + policy().backoff_max {
+                        return Err(format!("it sleeps until {time:?}"));
+                    }
+                    self.wake = Some(time);
+                }
+                Effect::Report(report) => self.hear_report(*report)?,
                 Effect::Prune(keep) => self.prune(&keep)?,
             }
         }
-        Ok(())
-    }
-
-    fn write(&mut self, journal: Journal) -> Result<(), String> {
-        let order = |journal: &Journal| journal.target.as_ref().map(|target| target.order);
-        if order(&journal) < order(&self.journal) {
-            return Err("the high-water mark fell".to_owned());
-        }
-        self.journal = journal;
-        Ok(())
+        self.check_step()
     }
 
     fn begin(&mut self, id: TaskId, task: Task) -> Result<(), String> {
         self.trace.push(format!("  begin {task:?}"));
         self.begun += 1;
-        if let Some((_, running)) = &self.task {
-            return Err(format!("{task:?} begins while {running:?} runs"));
-        }
+        self.check_begin(&task)?;
         match &task {
+            Task::Prepare { revision, .. } => {
+                self.prepares += 1;
+                let may_hang = self.has_faults && !self.releases.contains(revision);
+                let hangs = may_hang && self.random.one_in(8);
+                self.hangs = hangs.then(|| self.now + PREPARE_DEADLINE);
+            }
             Task::Journal(journal) => {
-                let swap = journal.swap.as_ref().ok_or("a journal that allows no swap")?;
-                let serves = self.running.as_ref().is_some_and(|own| self.journal.is_proven(own));
-                if serves && self.found_running && !self.may_swap {
-                    return Err("a swap of what serves, without leave".to_owned());
-                }
-                if self.journal.rejection(swap.order, &swap.to).is_some() {
-                    return Err("a rejected revision is to be activated again".to_owned());
-                }
-                self.may_swap = false;
+                self.leave = None;
                 self.is_full = self.has_faults && self.random.one_in(8);
+                self.is_behind = self.is_full;
                 if !self.is_full {
                     let journal = (**journal).clone();
                     self.write(journal)?;
                 }
             }
-            Task::Activate { to, from, .. } => {
+            Task::Activate { from, how, .. } => {
                 // Leave was asked for where it was due: from here on it is a boot.
                 self.found_running &= from.is_some();
-                let swap = self.journal.swap.as_ref().ok_or("nothing was journalled")?;
-                let restores = swap.from.as_ref() == Some(to);
-                if swap.to != *to && !restores {
-                    return Err(format!("{} is not what was journalled", to.short()));
-                }
-                if !self.releases.contains(to) {
-                    return Err(format!("{} is not on disk", to.short()));
+                let is_start = *how == How::Restart || from.is_none() || self.running.is_none();
+                if let Some(swap) = self.journal.swap.as_ref().filter(|_| is_start) {
+                    self.started_for = self.started_for.max(swap.restart);
                 }
             }
             _ => {}
@@ -409,21 +487,31 @@ impl World {
         let character =
             |revision: &Revision| self.characters.get(revision).copied().unwrap_or(Character::Good);
         match task {
-            Task::Prepare { revision, .. } => {
+            Task::Prepare { revision, unless_like } => {
+                let is_late = self.hangs.take().is_some();
+                let is_boot = self.running.is_none() && self.machine.journal().swap.is_none();
+                if is_late && is_boot {
+                    return Err("a boot waits for what hangs".to_owned());
+                }
+                let is_alike = |live: &Revision| self.content(live) == self.content(revision);
+                if unless_like.as_ref().is_some_and(is_alike) {
+                    return Ok(Outcome::Prepared { alike: true });
+                }
                 if self.releases.contains(revision) {
                     return Ok(Outcome::Prepared { alike: false });
                 }
                 match character(revision) {
                     Character::InstallFails => return failed(Cause::Install, "npm says no"),
                     Character::Refused => return failed(Cause::Refused, "a submodule"),
+                    _ if is_late => return failed(Cause::Fetch, "timed out"),
                     _ if is_unlucky => return failed(Cause::Fetch, "no route"),
                     _ => {}
                 }
                 self.releases.push(revision.clone());
                 Ok(Outcome::Prepared { alike: false })
             }
-            Task::Ask(_) => {
-                self.may_swap = !is_unlucky;
+            Task::Ask(order) => {
+                self.leave = (!is_unlucky).then_some(*order);
                 Ok(Outcome::Permitted(!is_unlucky))
             }
             Task::Journal(_) if self.is_full => failed(Cause::Disk, "full"),
@@ -432,7 +520,12 @@ impl World {
                 self.current = Some(to.clone());
                 self.running = Some(to.clone());
                 self.how = *how;
-                if is_unlucky { failed(Cause::Activate, "no pid") } else { Ok(Outcome::Activated) }
+                if is_unlucky || self.is_stuck {
+                    // What was there is stopped, and what comes up may go down again.
+                    self.running = self.running.take().filter(|_| self.random.one_in(2));
+                    return failed(Cause::Activate, "no pid");
+                }
+                Ok(Outcome::Activated)
             }
             Task::Prove(revision) => match character(revision) {
                 Character::Crashes => failed(Cause::Prove, "they come and go"),
@@ -447,20 +540,5 @@ impl World {
                 _ => Ok(Outcome::Healthy { served: true }),
             },
         }
-    }
-
-    fn prune(&mut self, keep: &BTreeSet<Revision>) -> Result<(), String> {
-        let needed = [&self.running, &self.current];
-        if let Some(lost) = needed.into_iter().flatten().find(|live| !keep.contains(*live)) {
-            return Err(format!("{} is live and not kept", lost.short()));
-        }
-        let mut left = Vec::new();
-        for release in std::mem::take(&mut self.releases) {
-            if keep.contains(&release) || !self.random.one_in(3) {
-                left.push(release);
-            }
-        }
-        self.releases = left;
-        Ok(())
     }
 }

@@ -158,6 +158,9 @@ mod tests {
                 "but not answer with another revision",
                 vec![(1, wrong()), (2, wrong()), (3, wrong())],
                 Failed(Failure { cause: Cause::WrongRevision, ..failure("w") }),
+                "passes before a failure are none",
+                vec![(0, PASS), (2, PASS), (4, f()), (6, PASS), (16, PASS)],
+                Continue,
             ),
             (
                 "an app that starts may fail",
@@ -181,11 +184,30 @@ mod tests {
                 Failed(failure("g")),
             ),
             (
+                "and go on counting, whatever came between",
+                vec![
+                    (0, PASS),
+                    (1, PASS),
+                    (2, PASS),
+                    (3, f()),
+                    (4, PASS),
+                    (5, f()),
+                    (6, f()),
+                    (7, fail("g")),
+                ],
+                Failed(failure("g")),
+            ),
+            (
                 "two passes are not healthy yet",
                 vec![(0, PASS), (1, PASS), (3, f()), (4, f()), (5, f())],
                 Continue,
             ),
             ("the deadline, failing", vec![(58, f()), (60, fail("g"))], Failed(failure("g"))),
+            (
+                "the deadline, failing for the first time",
+                vec![(58, PASS), (60, fail("g"))],
+                Failed(failure("g")),
+            ),
             (
                 "the deadline, passing",
                 vec![(55, PASS), (60, PASS)],

@@ -54,6 +54,10 @@ impl Machine {
     /// Takes up a swap that the last run of the agent left unfinished.
     pub(super) fn resume(&mut self, mut swap: Swap, effects: &mut Vec<Effect>) {
         swap.resumes += 1;
+        let is_order = swap.restart > self.journal.restart && swap.from.is_some();
+        // The journal that told of the proof may have been lost to a full disk, and what served
+        // before pruned since: then the ladder is left to go back to.
+        swap.from = swap.from.filter(|from| self.releases.contains(from));
         let obstacle = if swap.failed.is_some() {
             None
         } else if swap.resumes > RESUMES_MAX {
@@ -66,12 +70,14 @@ impl Machine {
         if let Some(detail) = obstacle {
             return self.live_failed(swap, Cause::Activate, detail, effects);
         }
+        if swap.failed.is_some() && swap.from.is_none() {
+            return self.fall(String::new(), effects);
+        }
         self.journal.swap = Some(swap.clone());
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
         if swap.failed.is_some() {
             return self.restore(swap, How::Reload, 1, effects);
         }
-        let is_order = swap.restart > self.journal.restart && swap.from.is_some();
         let how = if is_order { How::Restart } else { How::Reload };
         self.activate(swap, how, effects);
     }
@@ -176,9 +182,14 @@ impl Machine {
             let how = if is_restart { How::Restart } else { How::Reload };
             return self.restore(swap, how, 1, effects);
         }
+        self.fall(said, effects);
+    }
+
+    /// What failed has nothing to go back to but the ladder.
+    fn fall(&mut self, said: String, effects: &mut Vec<Effect>) {
         self.journal.swap = None;
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
-        // Nothing served before, so the next rung needs no leave; what the failed release left
+        // Nothing good served before, so the next rung needs no leave; what the failed release left
         // behind is found by the shell, and replaced.
         self.live.is_running = false;
         self.rung_fell(said, effects);
@@ -200,9 +211,7 @@ impl Machine {
         attempt: u32,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(to) = swap.from.clone() else {
-            return self.rung_fell(String::new(), effects);
-        };
+        let Some(to) = swap.from.clone() else { return self.fall(String::new(), effects) };
         let from = Some(swap.to.clone());
         self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
         self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
@@ -263,7 +272,7 @@ impl Machine {
     }
 
     /// Is there a newer target than the one whose failure could not be undone?
-    fn has_better(&self, swap: &Swap) -> bool {
+    pub(super) fn has_better(&self, swap: &Swap) -> bool {
         let Some(target) = &self.journal.target else { return false };
         target.order > swap.order
             && swap.from.as_ref() != Some(&target.revision)

@@ -14,6 +14,9 @@ struct Play {
     machine: Machine,
     now: Duration,
     wake: Option<Duration>,
+    told: Option<Report>,
+    /// The journal that is on disk.
+    written: Journal,
 }
 
 fn revision(letter: &str) -> Revision {
@@ -100,6 +103,10 @@ impl Play {
                 other => panic!("{other} describes nothing"),
             }
         }
+        Self::start(journal, state)
+    }
+
+    fn start(journal: Journal, found: Found) -> (Self, String) {
         let policy = Policy {
             group: "web".parse().unwrap(),
             boot_deadline: Duration::from_secs(240),
@@ -107,19 +114,40 @@ impl Play {
             backoff_max: Duration::from_secs(256),
             seed: 7,
         };
-        let (machine, effects) = Machine::new(policy, journal, state);
-        let mut play = Self { machine, now: Duration::ZERO, wake: None };
+        let written = journal.clone();
+        let (machine, effects) = Machine::new(policy, journal, found);
+        let mut play = Self { machine, now: Duration::ZERO, wake: None, told: None, written };
         let told = play.tell(effects);
         (play, told)
     }
 
+    /// The agent is killed and started again, and its app runs on.
+    fn kill(&mut self) -> String {
+        let found = Found {
+            releases: self.machine.releases.clone(),
+            current: self.machine.live.revision.clone(),
+            is_running: true,
+        };
+        let (play, told) = Self::start(self.written.clone(), found);
+        *self = play;
+        told
+    }
+
     /// Delivers an event: `target 2 b`, `objected`, how the newest task ended, or `woke` when that is
-    /// due. `+5` before it lets five seconds go by; `late` before an outcome takes an earlier task's.
+    /// due; or `killed`. `+5` before it lets five seconds go by, `-5` steps the clock back; `late` before
+    /// an outcome takes an earlier task's.
     fn step(&mut self, event: &str) -> String {
         let mut words: Vec<&str> = event.split(' ').collect();
         if let Some(seconds) = words[0].strip_prefix('+') {
             self.now += Duration::from_secs(seconds.parse().unwrap());
             words.remove(0);
+        }
+        if let Some(seconds) = words[0].strip_prefix('-') {
+            self.now -= Duration::from_secs(seconds.parse().unwrap());
+            words.remove(0);
+        }
+        if words[0] == "killed" {
+            return self.kill();
         }
         let is_late = words[0] == "late";
         if is_late {
@@ -149,21 +177,33 @@ impl Play {
             told.push(match effect {
                 Effect::Journal(journal) => {
                     assert_eq!(*journal, self.machine.journal, "what is written is what is known");
+                    self.written = *journal;
                     "write".to_owned()
                 }
-                Effect::Begin(_, task) => describe(&task),
+                Effect::Begin(_, task) => {
+                    if let Task::Journal(journal) = &task {
+                        assert_eq!(**journal, self.machine.journal, "it is kept meanwhile");
+                        self.written = (**journal).clone();
+                    }
+                    describe(&task)
+                }
                 Effect::Cancel => "cancel".to_owned(),
                 Effect::WakeAt(time) => {
                     self.wake = Some(time);
                     self.describe_time(time)
                 }
-                Effect::Report(_) => continue,
+                Effect::Report(report) => {
+                    assert_ne!(self.told.as_ref(), Some(&*report), "nothing is told twice");
+                    self.told = Some(*report);
+                    continue;
+                }
                 Effect::Prune(keep) => {
                     let keep: Vec<String> = keep.iter().map(letter).collect();
                     format!("prune {}", keep.join(" "))
                 }
             });
         }
+        assert_eq!(self.told, Some(self.machine.report()), "what has changed is told");
         told.join("; ")
     }
 
@@ -175,7 +215,7 @@ impl Play {
             let whole = wait.as_secs_f64().ceil().to_string().parse::<u64>().unwrap();
             return format!("wait {}", whole.next_power_of_two());
         }
-        if self.machine.state == State::Idle && wait == CHECK_EVERY {
+        if self.machine.state == State::Idle && wait == Duration::from_secs(60) {
             return "look".to_owned();
         }
         format!("by {}", time.as_secs())
@@ -183,7 +223,7 @@ impl Play {
 
     /// Describes the report: phase, what serves, its health and evidence, then what is amiss.
     fn report(&self) -> String {
-        let report = self.machine.reported.as_ref().expect("the first step reports");
+        let report = self.told.as_ref().expect("the first step reports");
         let word = |value: serde_json::Value| value.as_str().unwrap_or("-").to_owned();
         let json = serde_json::to_value(report).unwrap();
         let mut told = vec![word(json["phase"].clone())];
@@ -307,6 +347,8 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
                 ("start", "probe a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
+                ("failed fetch", "wait 2"),
+                ("woke", "prepare b unless like a"),
                 ("alike", "look"),
                 ("target 2 b", ""),
                 ("woke", "probe a briefly"),
@@ -450,7 +492,7 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
             "preparing a healthy served; degraded: b could not be prepared: it broke",
         ),
         (
-            "a journal that cannot be written stops the swap",
+            "a journal that cannot be written stops the swap, and does not leave it on disk",
             SERVES_A,
             &[
                 ("start", "probe a briefly"),
@@ -458,7 +500,7 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
                 ("yes", "journal 2 a>b"),
-                ("failed disk", "wait 2"),
+                ("failed disk", "write; wait 2"),
                 ("woke", "prepare b unless like a"),
             ],
             "preparing a healthy served; failure: disk of b, 1; degraded: b could not be prepared: it broke",
@@ -623,6 +665,13 @@ fn a_newer_target_wins_at_any_moment() {
                 ("target 2 b", "write; prepare b unless like a"),
                 ("target 3 a", "write; cancel; look"),
                 ("late prepared", ""),
+                ("target 4 c", "write; prepare c unless like a"),
+                ("failed fetch", "wait 2"),
+                ("target 5 c", "write; prepare c unless like a"),
+                ("failed fetch", "wait 2"),
+                ("woke", "prepare c unless like a"),
+                ("failed fetch", "wait 4"),
+                ("target 6 a", "write; look"),
             ],
             "idle a healthy served",
         ),
@@ -738,14 +787,104 @@ fn a_newer_target_wins_at_any_moment() {
                 ("start", "write; activate b>a"),
                 ("target 3 c", "write"),
                 ("failed activate", "restart b>a"),
-                ("failed activate", "prepare c unless like a"),
+                ("failed activate", "prepare c"),
                 ("failed fetch", "wait 2"),
                 ("woke", "restart b>a"),
-                ("failed activate", "prepare c unless like a"),
+                ("failed activate", "prepare c"),
                 ("prepared", "ask 3"),
                 ("yes", "journal 3 a>c"),
             ],
             "activating a unhealthy; degraded: a could not be restored: it broke",
+        ),
+        (
+            "while the journal is written: at once where that fails",
+            SERVES_A,
+            &[
+                ("start", "probe a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("target 3 c", "write"),
+                ("failed disk", "write; prepare c unless like a"),
+            ],
+            "preparing a healthy served",
+        ),
+        (
+            "and on a boot as well",
+            SERVES_A_STOPPED,
+            &[
+                ("start", "by 60"),
+                ("target 2 b", "write; prepare b; by 180"),
+                ("prepared", "journal 2 >b"),
+                ("target 3 c", "write"),
+                ("failed disk", "write; prepare c; by 180"),
+            ],
+            "preparing a unknown",
+        ),
+        (
+            "where a restore fails: back to what is to be restored is a restore",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed, resumed 1",
+            &[
+                ("start", "write; activate b>a"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "wait 2"),
+                ("target 3 a", "write; restart b>a"),
+                ("failed activate", "wait 4"),
+                ("target 4 c", "write; prepare c"),
+                ("target 5 a", "write; cancel; restart b>a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a; look"),
+            ],
+            "idle a healthy served",
+        ),
+        (
+            "where a restore fails: no leave, and what is refused, is no way out",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed, resumed 1",
+            &[
+                ("start", "write; activate b>a"),
+                ("target 3 c", "write"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "prepare c"),
+                ("prepared", "ask 3"),
+                ("no", "wait 2"),
+                ("woke", "restart b>a"),
+                ("failed activate", "prepare c"),
+                ("failed refused", "wait 4"),
+                ("woke", "restart b>a"),
+                ("failed activate", "prepare c"),
+                ("failed refused", "wait 8"),
+                ("target 4 c", "write; restart b>a"),
+            ],
+            "restoring a unknown; failure: refused of c, 1; degraded: c could not be prepared: it broke",
+        ),
+        (
+            "while the health is looked at: the look comes first again once there is time for it",
+            "disk a b, current b, runs, proven a, seen 2 b",
+            &[
+                ("start", "probe b fully"),
+                ("target 3 c", "write; cancel; prepare c unless like b"),
+                ("failed fetch", "probe b fully"),
+                ("failed unhealthy", "prepare c; by 180"),
+                ("failed refused", "prepare a"),
+                ("prepared", "journal 3 >a"),
+            ],
+            "activating b unhealthy; degraded: c could not be prepared: it broke",
+        ),
+        (
+            "and so it does where there is no leave; a second failure then waits",
+            SERVES_A,
+            &[
+                ("start", "probe a briefly"),
+                ("target 2 b", "write; cancel; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("no", "probe a briefly"),
+                ("served", "prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("no", "wait 2"),
+            ],
+            "waiting a healthy served",
         ),
         (
             "while the health is looked at",
@@ -1086,6 +1225,31 @@ fn a_killed_agent_takes_up_where_it_was() {
             "restoring a unknown; failure: activate of b, 1",
         ),
         (
+            "a swap goes on whose predecessor was pruned, and then the ladder is what is left",
+            "disk c b, current b, runs, proven a, seen 2 b, swap 2 a>b",
+            &[("start", "write; activate >b"), ("failed activate", "write; prepare c")],
+            "preparing b unhealthy; failure: activate of b, 1",
+        ),
+        (
+            "a restore whose release was pruned gives way to the ladder, without leave",
+            "disk c b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; prepare c"),
+                ("prepared", "journal 2 >c"),
+                ("journalled", "activate >c"),
+                ("activated", "prove c"),
+                ("replaced", "probe c fully"),
+                ("healthy", "write; prune a b c; look"),
+            ],
+            "idle c healthy replaced; degraded: b was rejected: it broke",
+        ),
+        (
+            "an order to restart is carried out by a restart, though its predecessor was pruned",
+            "disk b, current b, runs, proven a, seen 2 b restart 1, swap 2 a>b restart 1",
+            &[("start", "write; restart >b")],
+            "activating b unknown",
+        ),
+        (
             "a restore goes on, and what failed stays rejected",
             "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed, resumed 9",
             &[
@@ -1145,6 +1309,474 @@ fn a_killed_agent_takes_up_where_it_was() {
 }
 
 #[test]
+fn a_boot_ends_on_the_best_that_is_left() {
+    check(&[
+        (
+            "a fallback that is the rejected target is not activated again",
+            "disk a b, current a, proven a, seen 2 b fallback b, rejected 2 b",
+            &[
+                ("start", "by 60"),
+                ("target 2 b fallback b", "prepare a"),
+                ("prepared", "journal 2 >a"),
+                ("journalled", "activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a b; look"),
+            ],
+            "idle a healthy served; degraded: b was rejected: it broke",
+        ),
+        (
+            "what was tried on a higher rung is not tried on a lower one",
+            "disk a, current a, proven a",
+            &[
+                ("start", "by 60"),
+                ("target 2 a fallback a", "write; prepare a; by 180"),
+                ("failed refused", "wait 2"),
+            ],
+            "waiting a unhealthy; failure: refused of a, 1; degraded: nothing could be started: a \
+             could not be prepared: it broke",
+        ),
+        (
+            "the newest that is proven comes before an older one",
+            "disk a b, current b, proven b a",
+            &[
+                ("start", "by 60"),
+                ("target 2 c", "write; prepare c; by 180"),
+                ("failed refused", "prepare a"),
+            ],
+            "preparing b unknown; failure: refused of c, 1",
+        ),
+        (
+            "what is proven and was pruned is passed over",
+            "disk a b, current b, proven a c",
+            &[
+                ("start", "by 60"),
+                ("target 2 d", "write; prepare d; by 180"),
+                ("failed refused", "prepare a"),
+            ],
+            "preparing b unknown; failure: refused of d, 1",
+        ),
+        (
+            "of what never passed, that which was current",
+            "disk a b c, current a",
+            &[
+                ("start", "by 60"),
+                ("target 2 d", "write; prepare d; by 180"),
+                ("failed refused", "prepare a"),
+            ],
+            "preparing a unknown; failure: refused of d, 1",
+        ),
+        (
+            "where that is gone, the newest",
+            "disk a b, current c",
+            &[
+                ("start", "by 60"),
+                ("target 2 d", "write; prepare d; by 180"),
+                ("failed refused", "prepare b"),
+            ],
+            "preparing c unknown; failure: refused of d, 1",
+        ),
+        (
+            "what was made ready and was not made live may be baked in the end",
+            "",
+            &[
+                ("start", "by 60"),
+                ("target 1 a", "write; prepare a; by 180"),
+                ("prepared", "journal 1 >a"),
+                ("target 2 b", "write"),
+                ("failed disk", "write; prepare b; by 180"),
+                ("failed refused", "prepare a"),
+            ],
+            "preparing - unknown; failure: refused of b, 1",
+        ),
+        (
+            "a wait that would end after the rung's time is not begun",
+            "disk a, current a, proven a",
+            &[
+                ("start", "by 60"),
+                ("target 2 c", "write; prepare c; by 180"),
+                ("+179 failed fetch", "prepare a"),
+            ],
+            "preparing a unknown; failure: fetch of c, 1",
+        ),
+        (
+            "one that would end before it is",
+            "disk a, current a, proven a",
+            &[
+                ("start", "by 60"),
+                ("target 2 c", "write; prepare c; by 180"),
+                ("+178 failed fetch", "wait 2"),
+                ("woke", "prepare c; by 180"),
+                ("woke", "cancel; prepare a"),
+            ],
+            "preparing a unknown; failure: fetch of c, 1",
+        ),
+        (
+            "it says what took too long",
+            "disk a, current a, proven a",
+            &[
+                ("start", "by 60"),
+                ("target 2 c", "write; prepare c; by 180"),
+                ("woke", "cancel; prepare a"),
+                ("prepared", "journal 2 >a"),
+                ("journalled", "activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a c; wait 2"),
+            ],
+            "waiting a healthy served; degraded: c could not be prepared in time",
+        ),
+        (
+            "and nothing of a source that was late",
+            SERVES_A_STOPPED,
+            &[("start", "by 60"), ("woke", "prepare a; by 180"), ("failed refused", "wait 2")],
+            "waiting a unhealthy; failure: refused of a, 1; degraded: nothing could be started: a \
+             could not be prepared: it broke",
+        ),
+        (
+            "a lower target is no word, and the last one counts at once",
+            "disk a, current a, proven a, seen 5 a",
+            &[("start", "by 60"), ("target 4 b", "prepare a; by 180")],
+            "preparing a unknown; objection: the source names generation 4 of epoch 1 (b), and \
+             generation 5 of epoch 1 was seen before: a lower one is refused",
+        ),
+        (
+            "nor is another one of the same generation",
+            SERVES_A_STOPPED,
+            &[("start", "by 60"), ("target 1 b", "prepare a; by 180")],
+            "preparing a unknown; objection: the source names another target as generation 1 of \
+             epoch 1 than it did before: write the next generation instead",
+        ),
+        (
+            "a boot is a start: it satisfies an order to restart",
+            SERVES_A_STOPPED,
+            &[
+                ("start", "by 60"),
+                ("target 2 a restart 1", "write; prepare a; by 180"),
+                ("prepared", "journal 2 >a"),
+                ("journalled", "activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a; look"),
+                ("target 3 a restart 1", "write; look"),
+            ],
+            "idle a healthy served",
+        ),
+        (
+            "so does one that was interrupted",
+            "disk a, current a, proven a, seen 2 a restart 1, swap 2 >a restart 1",
+            &[
+                ("start", "write; activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a fully"),
+                ("served", "write; prune a; look"),
+            ],
+            "idle a healthy served",
+        ),
+        (
+            "what a boot started for an older target is no lower rung",
+            "",
+            &[
+                ("start", "by 60"),
+                ("target 1 a", "write; prepare a; by 180"),
+                ("prepared", "journal 1 >a"),
+                ("journalled", "activate >a"),
+                ("target 2 b", "write"),
+                ("activated", "prove a"),
+                ("replaced", "probe a fully"),
+                ("healthy", "write; prune a b; wait 2"),
+            ],
+            "waiting a healthy replaced",
+        ),
+        (
+            "the time for the rungs below a swap that was found runs from its end",
+            "disk a b, current b, proven a, seen 2 b fallback c, swap 2 >b",
+            &[
+                ("start", "write; activate >b"),
+                ("+500 failed activate", "write; prepare c; by 740"),
+            ],
+            "preparing b unhealthy; failure: activate of b, 1",
+        ),
+        (
+            "a lower rung that fails is not rejected: it may be what is left next time",
+            "disk a b, current b, proven a",
+            &[
+                ("start", "by 60"),
+                ("target 2 c", "write; prepare c; by 180"),
+                ("failed refused", "prepare a"),
+                ("prepared", "journal 2 >a"),
+                ("journalled", "activate >a"),
+                ("failed activate", "write; prepare b"),
+                ("failed refused", "wait 2"),
+                ("woke", "prepare c; by 181"),
+                ("failed refused", "prepare a"),
+            ],
+            "preparing a unhealthy; failure: refused of c, 1; degraded: nothing could be started: c \
+             could not be prepared: it broke; a failed once it was live: it broke; b could not be \
+             prepared: it broke",
+        ),
+        (
+            "once something served, the waits are the shortest again",
+            "disk a, current a, proven a",
+            &[
+                ("start", "by 60"),
+                ("target 1 a", "write; prepare a; by 180"),
+                ("failed refused", "wait 2"),
+                ("woke", "prepare a; by 181"),
+                ("failed refused", "wait 4"),
+                ("woke", "prepare a; by 185"),
+                ("prepared", "journal 1 >a"),
+                ("journalled", "activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a; look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("failed activate", "write; activate b>a"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "wait 2"),
+            ],
+            "waiting a unhealthy; failure: restore of a, 1; degraded: a could not be restored: it broke",
+        ),
+        (
+            "a manager whose release is not known runs on until the target is ready",
+            "runs",
+            &[
+                ("start", "look"),
+                ("woke", "look"),
+                ("target 1 a", "write; prepare a"),
+                ("failed fetch", "wait 2"),
+                ("woke", "prepare a"),
+                ("prepared", "ask 1"),
+                ("yes", "journal 1 >a"),
+            ],
+            "activating - unknown; degraded: a could not be prepared: it broke",
+        ),
+        (
+            "so it does after a kill",
+            "runs, seen 1 a",
+            &[("start", "prepare a"), ("prepared", "ask 1")],
+            "asking - unknown",
+        ),
+    ]);
+}
+
+#[test]
+fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
+    check(&[
+        (
+            "what serves and is proven, though something else was proven later",
+            "disk a b, current a, runs, proven a b, seen 1 a",
+            &[
+                ("start", "probe a briefly"),
+                ("target 2 c", "write; cancel; prepare c unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>c"),
+            ],
+            "activating a unknown",
+        ),
+        (
+            "where it is not, the newest",
+            "disk a b c, current c, runs, proven a b",
+            &[
+                ("start", "probe c fully"),
+                ("target 1 d", "write; cancel; prepare d unless like c"),
+                ("prepared", "ask 1"),
+                ("yes", "journal 1 b>d"),
+            ],
+            "activating c unknown",
+        ),
+        (
+            "never the target itself",
+            "disk a b, current b, runs, proven a",
+            &[
+                ("start", "probe b fully"),
+                ("target 1 a", "write; cancel; prepare a unless like b"),
+                ("prepared", "ask 1"),
+                ("yes", "journal 1 b>a"),
+            ],
+            "activating b unknown",
+        ),
+        (
+            "kept are what serves, the newest proven before it, the target and its fallback",
+            "disk e d a b, current a, runs, proven e d a, seen 2 b fallback c, swap 2 a>b",
+            &[
+                ("start", "write; activate a>b"),
+                ("activated", "prove b"),
+                ("replaced", "probe b fully"),
+                ("target 3 b fallback c", "write"),
+                ("served", "write; prune a b c; look"),
+                ("woke", "probe b briefly"),
+            ],
+            "idle b healthy served",
+        ),
+        (
+            "a failure for an older target is rejected for that one, and proven no more",
+            "disk b a, current a, runs, proven b a, seen 2 b, swap 2 a>b",
+            &[
+                ("start", "write; activate a>b"),
+                ("target 3 c", "write"),
+                ("failed activate", "write; activate b>a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("healthy", "write; prune a c; prepare c unless like a"),
+            ],
+            "preparing a healthy replaced; failure: activate of b, 1",
+        ),
+        (
+            "a look that names no revision is no evidence",
+            SERVES_A,
+            &[("start", "probe a briefly"), ("healthy", "look")],
+            "idle a healthy",
+        ),
+        (
+            "what is unhealthy is left alone where the proven one was pruned",
+            "disk b, current b, runs, proven a, seen 2 b",
+            &[("start", "probe b fully"), ("failed unhealthy", "look")],
+            "idle b unhealthy",
+        ),
+        (
+            "a restore that was begun goes on after a kill",
+            SERVES_A,
+            &[
+                ("start", "probe a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("killed", "write; activate a>b"),
+                ("failed activate", "write; activate b>a"),
+                ("killed", "write; activate b>a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("killed", "write; activate b>a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a b; look"),
+                ("killed", "probe a briefly"),
+            ],
+            "idle a unknown",
+        ),
+        (
+            "a boot's swap that failed is over, and what came up all the same is looked at",
+            "disk c, current c",
+            &[
+                ("start", "by 60"),
+                ("target 1 a", "write; prepare a; by 180"),
+                ("prepared", "journal 1 >a"),
+                ("journalled", "activate >a"),
+                ("failed activate", "write; prepare c"),
+                ("killed", "probe a fully"),
+            ],
+            "idle a unknown",
+        ),
+        (
+            "a swap that could not be journalled is not begun after a kill",
+            SERVES_A,
+            &[
+                ("start", "probe a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("failed disk", "write; wait 2"),
+                ("killed", "probe a briefly"),
+            ],
+            "idle a unknown",
+        ),
+        (
+            "and what was owed before it still is",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; activate b>a"),
+                ("target 3 c", "write"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "prepare c"),
+                ("prepared", "ask 3"),
+                ("yes", "journal 3 a>c"),
+                ("failed disk", "write; wait 2"),
+                ("woke", "restart b>a"),
+                ("killed", "write; activate b>a"),
+            ],
+            "restoring a unknown",
+        ),
+        (
+            "the attempts at a restore are counted",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; activate b>a"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "wait 2"),
+                ("woke", "restart b>a"),
+                ("failed activate", "wait 4"),
+            ],
+            "waiting a unhealthy; failure: restore of a, 2; degraded: a could not be restored: it broke",
+        ),
+        (
+            "a restore that succeeded makes the waits the shortest again",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; activate b>a"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "wait 2"),
+                ("woke", "restart b>a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a b; look"),
+                ("target 3 c", "write; prepare c unless like a"),
+                ("prepared", "ask 3"),
+                ("yes", "journal 3 a>c"),
+                ("journalled", "activate a>c"),
+                ("failed activate", "write; activate c>a"),
+                ("failed activate", "restart c>a"),
+                ("failed activate", "wait 2"),
+            ],
+            "waiting a unhealthy; failure: restore of a, 1; degraded: a could not be restored: it broke",
+        ),
+        (
+            "a count of restarts that is lowered and raised again orders nothing new",
+            "disk a, current a, runs, proven a, seen 1 a restart 2, restarted 2",
+            &[
+                ("start", "probe a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("activated", "prove b"),
+                ("replaced", "probe b fully"),
+                ("served", "write; prune a b; look"),
+                ("target 3 b restart 2", "write; look"),
+            ],
+            "idle b healthy served",
+        ),
+        (
+            "a restart that cannot be prepared leaves what is asked for live: nothing is degraded",
+            SERVES_A,
+            &[
+                ("start", "probe a briefly"),
+                ("served", "look"),
+                ("target 2 a restart 1", "write; prepare a"),
+                ("failed disk", "wait 2"),
+            ],
+            "waiting a healthy served; failure: disk of a, 1",
+        ),
+    ]);
+}
+
+#[test]
+fn a_clock_that_steps_back_only_delays() {
+    let (mut play, _) = Play::new(SERVES_A);
+    play.step("+100 served");
+    play.step("-90 target 2 b");
+    play.step("failed fetch");
+    assert!(play.wake.is_some_and(|wake| Duration::from_secs(101) < wake), "{:?}", play.wake);
+}
+
+#[test]
 fn waits_double_up_to_their_bound_and_differ_between_instances() {
     let wait = |seed, attempt| {
         let (mut play, _) = Play::new("");
@@ -1157,6 +1789,8 @@ fn waits_double_up_to_their_bound_and_differ_between_instances() {
         let waits: Vec<f64> = (0..200).map(|seed| wait(seed, attempt)).collect();
         let shortest = waits.iter().copied().fold(f64::MAX, f64::min);
         let longest = waits.iter().copied().fold(0.0, f64::max);
+        let own: Vec<f64> = (0..9).map(|more| wait(7, attempt.saturating_sub(more))).collect();
+        assert!(attempt < 17 || own.iter().any(|other| *other != own[0]), "{attempt}: {own:?}");
         assert!(0.75 * whole <= shortest && longest < whole, "{attempt}: {shortest} to {longest}");
         assert!(longest - shortest > 0.15 * whole, "{attempt}: {shortest} to {longest}");
     }
@@ -1165,11 +1799,15 @@ fn waits_double_up_to_their_bound_and_differ_between_instances() {
 #[test]
 fn what_was_asked_for_is_settled_when_nothing_is_left_to_do() {
     // Found; events; is it settled, and is it converged?
-    let cases: [(&str, &[&str], bool, bool); 12] = [
+    let cases: [(&str, &[&str], bool, bool); 16] = [
         ("", &[], false, false),
         (SERVES_A, &[], false, false),
         (SERVES_A, &["served"], true, true),
         (SERVES_A, &["failed unhealthy"], true, false),
+        (SERVES_A, &["served", "woke"], false, false),
+        (SERVES_A, &["served", "target 2 a restart 1"], false, false),
+        ("", &["target 1 a", "failed fetch"], true, false),
+        ("runs", &["target 1 a", "failed refused"], true, false),
         (SERVES_A, &["served", "objected"], true, false),
         (SERVES_A, &["served", "target 2 b"], false, false),
         (SERVES_A, &["served", "target 2 b", "failed fetch"], true, false),

@@ -1,0 +1,264 @@
+//! What must hold in the simulated world: before a task begins, after each step, and in the end.
+
+use std::collections::BTreeSet;
+
+use towline_agent::journal::{Journal, Swap};
+use towline_agent::machine::{How, Task};
+use towline_protocol::ids::Revision;
+use towline_protocol::report::{Health, Phase, Report};
+
+use super::{Character, World};
+
+impl World {
+    /// Nothing is begun that must not be.
+    pub(super) fn check_begin(&self, task: &Task) -> Result<(), String> {
+        if let Some((_, running)) = &self.task {
+            return Err(format!("{task:?} begins while {running:?} runs"));
+        }
+        match task {
+            Task::Prepare { unless_like: Some(live), .. } => {
+                if self.running.as_ref() != Some(live) {
+                    return Err(format!("{} stands in, and does not run", live.short()));
+                }
+                let journal = self.machine.journal();
+                let wanted = journal.target.as_ref().map_or(0, |target| target.restart);
+                if wanted > journal.restart {
+                    return Err("what serves stands in for a restart".to_owned());
+                }
+            }
+            Task::Ask(order) => {
+                let newest = self.machine.journal().target.as_ref().map(|target| target.order);
+                if newest != Some(*order) {
+                    return Err(format!(
+                        "leave is asked for {order}, and {newest:?} is the newest"
+                    ));
+                }
+                if self.running.is_none() && self.machine.journal().swap.is_none() {
+                    return Err("leave is asked for, and nothing serves".to_owned());
+                }
+            }
+            Task::Journal(journal) => {
+                let swap = journal.swap.as_ref().ok_or("a journal that allows no swap")?;
+                self.check_swap(journal, swap)?;
+            }
+            Task::Activate { to, how, .. } => self.check_activate(to, *how)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check_swap(&self, journal: &Journal, swap: &Swap) -> Result<(), String> {
+        let serves = self.running.as_ref().is_some_and(|own| self.journal.is_proven(own));
+        if serves && self.found_running && self.leave != Some(swap.order) {
+            return Err("a swap of what serves, without leave".to_owned());
+        }
+        if self.journal.rejection(swap.order, &swap.to).is_some()
+            || journal.rejection(swap.order, &swap.to).is_some()
+        {
+            return Err("a rejected revision is to be activated again".to_owned());
+        }
+        let restarts = swap.from.as_ref() == Some(&swap.to);
+        if restarts && swap.restart <= self.journal.restart.max(self.started_for) {
+            return Err("a restart that nobody ordered, or that was carried out".to_owned());
+        }
+        let is_better =
+            |revision: &&Revision| **revision != swap.to && self.releases.contains(*revision);
+        if let Some(from) = &swap.from
+            && !restarts
+            && !journal.is_proven(from)
+            && let Some(better) = journal.proven.iter().find(is_better)
+        {
+            return Err(format!("back to {}, and {} is proven", from.short(), better.short()));
+        }
+        Ok(())
+    }
+
+    fn check_activate(&self, to: &Revision, how: How) -> Result<(), String> {
+        let swap = self.journal.swap.as_ref().ok_or("nothing was journalled")?;
+        let restores = swap.from.as_ref() == Some(to);
+        if swap.to != *to && !restores {
+            return Err(format!("{} is not what was journalled", to.short()));
+        }
+        if !self.releases.contains(to) {
+            return Err(format!("{} is not on disk", to.short()));
+        }
+        if swap.failed.is_none() && swap.resumes > 3 {
+            return Err("what killed the agent three times is activated again".to_owned());
+        }
+        let is_order = swap.restart > self.journal.restart && swap.from.is_some();
+        if is_order && swap.to == *to && how != How::Restart {
+            return Err("an order to restart is carried out by a reload".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, journal: Journal) -> Result<(), String> {
+        let order = |journal: &Journal| journal.target.as_ref().map(|target| target.order);
+        if order(&journal) < order(&self.journal) {
+            return Err("the high-water mark fell".to_owned());
+        }
+        if journal.restart < self.journal.restart {
+            return Err("an order to restart is open again".to_owned());
+        }
+        let is_owed = |swap: &&Swap| {
+            swap.failed.is_some()
+                && swap.from.as_ref().is_some_and(|from| self.releases.contains(from))
+        };
+        let owed = self.journal.swap.as_ref().filter(is_owed);
+        if owed.is_some() && journal.swap.is_none() && !self.runs_good() {
+            return Err(format!("a restore is forgotten, and {:?} runs", self.running));
+        }
+        self.journal = journal;
+        Ok(())
+    }
+
+    fn runs_good(&self) -> bool {
+        self.running.as_ref().and_then(|own| self.character(own)).is_some_and(Character::is_good)
+    }
+
+    /// Ends the task that runs, which must be one that touches nothing live.
+    pub(super) fn cancel(&mut self) -> Result<(), String> {
+        let Some((id, task)) = self.task.take() else { return Ok(()) };
+        let is_swap =
+            self.machine.journal().swap.as_ref().is_some_and(|swap| swap.failed.is_none());
+        match task {
+            Task::Prepare { .. } | Task::Ask(_) => {}
+            Task::Probe(..) if !is_swap => {}
+            _ => return Err(format!("{task:?} is cancelled in the middle of a swap")),
+        }
+        self.cancelled.push(id);
+        Ok(())
+    }
+
+    /// Prunes at random what need not be kept.
+    pub(super) fn prune(&mut self, keep: &BTreeSet<Revision>) -> Result<(), String> {
+        let journal = self.machine.journal();
+        let other = |revision: &&Revision| Some(*revision) != self.running.as_ref();
+        let target = journal.target.as_ref();
+        let needed = [
+            ("runs", self.running.as_ref()),
+            ("is current", self.current.as_ref()),
+            ("was proven before", journal.proven.iter().rev().find(other)),
+            ("is the target", target.map(|target| &target.revision)),
+            ("is the fallback", target.and_then(|target| target.fallback.as_ref())),
+        ];
+        for (what, revision) in needed {
+            if let Some(lost) = revision.filter(|revision| !keep.contains(*revision)) {
+                return Err(format!("{} {what} and is not kept", lost.short()));
+            }
+        }
+        let mut left = Vec::new();
+        for release in std::mem::take(&mut self.releases) {
+            if keep.contains(&release) || !self.random.one_in(3) {
+                left.push(release);
+            }
+        }
+        self.releases = left;
+        Ok(())
+    }
+
+    pub(super) fn hear_report(&mut self, report: Report) -> Result<(), String> {
+        if self.told.as_ref() == Some(&report) {
+            return Err("the same report twice".to_owned());
+        }
+        let serves = report.serving.as_ref().filter(|own| self.running.as_ref() == Some(*own));
+        let is_good = serves.and_then(|own| self.character(own)).is_some_and(Character::is_good);
+        if report.health == Health::Healthy && !is_good {
+            return Err(format!("healthy, it says, and {:?} runs", self.running));
+        }
+        if report.alike.is_some() && report.alike != report.target {
+            return Err("what is alike is not the target".to_owned());
+        }
+        self.told = Some(report);
+        Ok(())
+    }
+
+    /// What is known is written and told, and what is over is over.
+    pub(super) fn check_step(&self) -> Result<(), String> {
+        if !self.is_behind && self.journal != *self.machine.journal() {
+            return Err(format!("{:?} is not written", self.machine.journal()));
+        }
+        if let Some(report) = self.machine.settled() {
+            if self.told.as_ref() != Some(report) {
+                return Err(format!("{report:?} is not told"));
+            }
+            if self.task.is_some() {
+                return Err("settled, it says, and a task runs".to_owned());
+            }
+            if report.phase == Phase::Idle && self.machine.journal().swap.is_some() {
+                return Err("a restore is owed, and nothing is done about it".to_owned());
+            }
+        }
+        let target = self.machine.journal().target.as_ref();
+        if self.machine.is_converged() {
+            let content = target.map(|target| self.content(&target.revision));
+            if content != self.running.as_ref().map(|running| self.content(running)) {
+                return Err(format!("converged, it says, and {:?} runs", self.running));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn character(&self, revision: &Revision) -> Option<Character> {
+        self.characters.get(revision).copied()
+    }
+
+    /// Where everything led to, once nothing fails any more.
+    pub(super) fn check_end(&self) -> Result<(), String> {
+        let target = self.target.as_ref().ok_or("there is a target")?;
+        // What the agent goes by: the last of its journals may not have reached the disk.
+        let journal = self.machine.journal();
+        let is_good =
+            |revision: &Revision| self.character(revision).is_some_and(Character::is_good);
+        // What failed for this very target is not activated again for it.
+        let is_open = |revision: &Revision| journal.rejection(target.order, revision).is_none();
+        if is_good(&target.revision) && is_open(&target.revision) {
+            if !self.machine.is_converged() {
+                return Err(format!("{} is good and was not reached", target.revision.short()));
+            }
+            if self.started_for < target.restart || journal.restart < target.restart {
+                return Err("an order to restart was not carried out".to_owned());
+            }
+        }
+        if self.machine.is_converged() && self.machine.settled().is_none() {
+            return Err("converged and not settled".to_owned());
+        }
+        let runs_good = self.runs_good();
+        let on_disk = |revision: &&Revision| self.releases.contains(*revision);
+        let mut proven = journal.proven.iter().filter(on_disk);
+        if proven.any(is_open) && !runs_good {
+            return Err(format!("{:?} runs, and something good is on disk", self.running));
+        }
+        let fallback = target.fallback.as_ref();
+        let is_boot = !self.found_running && journal.swap.is_none();
+        if is_boot && !runs_good && fallback.is_some_and(|own| is_good(own) && is_open(own)) {
+            return Err(format!("{:?} runs, and the fallback is good", self.running));
+        }
+        Ok(())
+    }
+
+    /// An hour went by in which nothing happened; `begun`: how many tasks it took.
+    pub(super) fn check_rest(&self, begun: usize) -> Result<(), String> {
+        if self.machine.is_converged() {
+            if begun < 40 {
+                return Err("nobody looks at what serves".to_owned());
+            }
+            if begun > 80 {
+                return Err(format!("{begun} looks at what serves in an hour"));
+            }
+            let proven = &self.machine.journal().proven;
+            if !self.running.as_ref().is_some_and(|own| proven.contains(own)) {
+                return Err("what has served for an hour is not proven".to_owned());
+            }
+        }
+        let target = self.target.as_ref().ok_or("there is a target")?;
+        let is_refused = self.character(&target.revision) == Some(Character::Refused);
+        let is_idle = self.told.as_ref().is_some_and(|told| told.phase == Phase::Idle);
+        // A boot with nothing left tries for three quarters of its time, again and again.
+        let enough = if is_refused && is_idle { 1 } else { 70 };
+        if self.runs_good() && self.prepares > enough {
+            return Err(format!("{} preparings in an hour", self.prepares));
+        }
+        Ok(())
+    }
+}
