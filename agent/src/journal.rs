@@ -116,6 +116,12 @@ impl Journal {
         self.proven.drain(..surplus);
     }
 
+    /// Notes that `revision` is proven, whatever was noted against it before.
+    pub fn accept(&mut self, revision: &Revision) {
+        self.rejected.retain(|rejected| rejected.revision != *revision);
+        self.prove(revision);
+    }
+
     /// Notes that `revision` failed after its swap.
     pub fn reject(&mut self, order: Order, revision: Revision, detail: String) {
         self.proven.retain(|proven| *proven != revision);

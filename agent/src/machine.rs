@@ -25,22 +25,21 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use towline_protocol::ids::{Group, Order, Revision};
-use towline_protocol::report::{self, Cause, Evidence, Failure, Health, Phase, Report};
+use towline_protocol::report::{Cause, Evidence, Failure, Health, Report};
 use towline_protocol::target::Target;
 
 use crate::journal::{Journal, Swap};
 
 mod ladder;
 mod live;
+mod look;
+mod told;
 
 use ladder::Ladder;
 
 /// How often a killed agent takes up one swap again before it restores: whatever kills the agent
 /// three times may be the revision itself.
 const RESUMES_MAX: u32 = 3;
-
-/// The time from one look at the live release's health to the next.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// What host config and the machine's surroundings decide.
 #[derive(Debug, Clone)]
@@ -80,6 +79,8 @@ pub enum Event {
     Objected(String),
     /// A task ended.
     Done(TaskId, Outcome),
+    /// Releases were thrown away; these are left, oldest first.
+    Pruned(Vec<Revision>),
     /// The time asked for with [`Effect::WakeAt`] has come.
     Woke,
 }
@@ -99,6 +100,8 @@ pub enum Outcome {
     Journalled,
     /// `current` points at the release, and its manager was told or started.
     Activated,
+    /// The activation could not begin, and has touched nothing; why, in one line.
+    Untouched(String),
     /// The workers were replaced.
     Proved(Evidence),
     /// The probes were passed, through the window that was asked for. `served`: and each named the
@@ -107,6 +110,8 @@ pub enum Outcome {
         /// Did the app's own answers name the revision?
         served: bool,
     },
+    /// A look has found that nothing of the release runs.
+    Absent,
     /// The task failed.
     Failed(Cause, String),
 }
@@ -146,15 +151,17 @@ pub enum Task {
     Activate {
         /// The release to make live.
         to: Revision,
-        /// What was live before.
+        /// What served before, where it is not what `current` names; its manager may still run.
         from: Option<Revision>,
         /// How far to go.
         how: How,
     },
     /// Wait until the workers are those of this release.
     Prove(Revision),
-    /// Probe this release.
+    /// Probe this release, which was made live a moment ago.
     Probe(Revision, Window),
+    /// Look at this release, which serves: does it run, and is it healthy?
+    Check(Revision, Window),
 }
 
 /// How far to go to make a release live.
@@ -218,6 +225,7 @@ enum State {
     },
     Checking {
         window: Window,
+        back: Option<Box<State>>,
     },
 }
 
@@ -226,6 +234,8 @@ enum State {
 enum Retry {
     Prepare(Aim),
     Restore(Swap),
+    /// A swap that was found half done, and cannot go on for now.
+    Resume(Swap, How),
     Ladder,
 }
 
@@ -253,6 +263,10 @@ pub struct Machine {
     falls: u32,
     ladder: Option<Ladder>,
     live: Live,
+    /// What was live, and what was owed, before the activation that goes on.
+    before: Option<(Live, Option<Swap>)>,
+    /// When the live release was last looked at.
+    looked: Duration,
     /// The target's revision, when the live release has the same content under another id.
     alike: Option<Revision>,
     degraded: Option<String>,
@@ -269,6 +283,8 @@ struct Live {
     is_running: bool,
     evidence: Option<Evidence>,
     health: Option<Health>,
+    /// What the last look found to be wrong with it.
+    trouble: Option<String>,
 }
 
 impl Machine {
@@ -286,6 +302,8 @@ impl Machine {
             falls: 0,
             ladder: None,
             live: Live { revision: found.current, is_running: found.is_running, ..Live::default() },
+            before: None,
+            looked: Duration::ZERO,
             alike: None,
             degraded: None,
             failure: None,
@@ -295,7 +313,7 @@ impl Machine {
         let mut effects = Vec::new();
         match machine.journal.swap.take() {
             Some(swap) => machine.resume(swap, &mut effects),
-            None if machine.live.is_running => machine.check(&mut effects),
+            None if machine.live.is_running => machine.check(None, &mut effects),
             None => {
                 machine.state = State::Unsure;
                 let ladder = Ladder::new(Duration::ZERO, machine.policy.boot_deadline);
@@ -316,6 +334,7 @@ impl Machine {
             Event::Targeted(target) => self.targeted(target, &mut effects),
             Event::Objected(reason) => self.objected(reason, &mut effects),
             Event::Woke => self.woke(&mut effects),
+            Event::Pruned(left) => self.releases = left,
             Event::Done(task, outcome) => {
                 if self.is_busy && task == self.task {
                     self.is_busy = false;
@@ -325,27 +344,6 @@ impl Machine {
         }
         self.tell(&mut effects);
         effects
-    }
-
-    /// Has everything been done that the newest target asks for, as far as it can be done now?
-    ///
-    /// `None` while something is under way; then the report says how it ended.
-    #[must_use]
-    pub fn settled(&self) -> Option<&Report> {
-        let at_rest = matches!(self.state, State::Idle | State::Waiting { .. });
-        let is_known = !self.never_looked();
-        let has_heard = self.journal.target.is_some() || self.objection.is_some();
-        (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
-    }
-
-    /// Is the newest target's revision live and healthy here?
-    #[must_use]
-    pub fn is_converged(&self) -> bool {
-        let target = self.journal.target.as_ref();
-        target.is_some_and(|target| self.serves(&target.revision))
-            && self.live.health == Some(Health::Healthy)
-            && self.objection.is_none()
-            && self.state == State::Idle
     }
 
     /// Returns the journal as it is in memory, for tests of what must hold.
@@ -407,7 +405,10 @@ impl Machine {
         let order = self.order();
         match &mut self.state {
             // After the swap the probe, or the restore, is finished first.
-            State::Journalling { .. } | State::Live { .. } | State::Restoring { .. } => {}
+            State::Journalling { .. }
+            | State::Live { .. }
+            | State::Restoring { .. }
+            | State::Waiting { retry: Retry::Resume(..), .. } => {}
             State::Preparing { aim, .. } | State::Asking { aim } if !is_other => {
                 // The same work for a newer generation; a question is asked anew for that one.
                 aim.order = order;
@@ -449,13 +450,23 @@ impl Machine {
             return self.step_down_late(effects);
         }
         match self.state.clone() {
-            State::Waiting { until, .. } if self.now < until => effects.push(Effect::WakeAt(until)),
+            State::Waiting { ref retry, .. }
+                if self.look_due(retry).is_some_and(|due| due <= self.now) =>
+            {
+                let back = self.state.clone();
+                self.check(Some(back), effects);
+            }
+            State::Waiting { retry, attempt, until } if self.now < until => {
+                self.wait_until(retry, attempt, until, effects);
+            }
             State::Waiting { retry, attempt, .. } => match retry {
                 Retry::Prepare(aim) => self.prepare(aim, attempt + 1, effects),
                 Retry::Restore(swap) => self.restore(swap, How::Restart, attempt + 1, effects),
-                Retry::Ladder => self.climb(effects),
+                Retry::Resume(swap, how) => self.activate(swap, how, None, effects),
+                // What was started last may have come up by now.
+                Retry::Ladder => self.check(None, effects),
             },
-            State::Idle => self.check(effects),
+            State::Idle => self.check(None, effects),
             _ => {}
         }
     }
@@ -470,8 +481,9 @@ impl Machine {
             }
             (State::Asking { aim }, Outcome::Permitted(true)) => self.swap(aim, effects),
             (State::Asking { aim }, _) => self.again(aim, 1, effects),
-            (State::Journalling { swap, how, .. }, Outcome::Journalled) => {
-                self.activate(swap, how, effects);
+            (State::Journalling { swap, how, owed }, Outcome::Journalled) => {
+                let before = (self.live.clone(), owed);
+                self.activate(swap, how, Some(before), effects);
             }
             (State::Journalling { swap, owed, .. }, Outcome::Failed(cause, detail)) => {
                 self.journal.swap = owed;
@@ -491,7 +503,9 @@ impl Machine {
             (State::Restoring { swap, how, step, attempt }, outcome) => {
                 self.restoring_done(swap, how, step, attempt, outcome, effects);
             }
-            (State::Checking { window }, outcome) => self.checked(window, outcome, effects),
+            (State::Checking { window, back }, outcome) => {
+                self.checked(window, back.map(|back| *back), outcome, effects);
+            }
             // The only catch-all: an outcome that no task of this state can have.
             _ => {}
         }
@@ -569,6 +583,10 @@ impl Machine {
         if !self.serves(&aim.revision) {
             self.degraded = Some(said);
         }
+        if cause == Cause::Disk {
+            // Nothing is proven on a full disk, and so nothing would ever be thrown away.
+            effects.push(Effect::Prune(self.keep()));
+        }
         if cause == Cause::Refused && self.journal.swap.is_none() {
             // The same tree and the same recipe give the same answer: wait for a newer target.
             return self.rest(effects);
@@ -584,7 +602,7 @@ impl Machine {
             return self.wait(Retry::Restore(swap), self.falls.max(attempt), effects);
         }
         if self.never_looked() {
-            return self.check(effects);
+            return self.check(None, effects);
         }
         self.wait(Retry::Prepare(aim), attempt, effects);
     }
@@ -597,8 +615,29 @@ impl Machine {
 
     fn wait(&mut self, retry: Retry, attempt: u32, effects: &mut Vec<Effect>) {
         let until = self.now + self.backoff(attempt);
+        self.wait_until(retry, attempt, until, effects);
+    }
+
+    fn wait_until(
+        &mut self,
+        retry: Retry,
+        attempt: u32,
+        until: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
+        let due = self.look_due(&retry).map_or(until, |due| due.min(until));
         self.state = State::Waiting { retry, attempt, until };
-        effects.push(Effect::WakeAt(until));
+        effects.push(Effect::WakeAt(due));
+    }
+
+    /// What the agent is to write when it is told to stop: an ending that was asked for says nothing
+    /// against the swap that it interrupts.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Journal> {
+        let mut journal = self.journal.clone();
+        let swap = journal.swap.as_mut().filter(|swap| swap.resumes > 0)?;
+        swap.resumes -= 1;
+        Some(journal)
     }
 
     /// Doubles with each attempt; the last quarter is spread by instance and attempt.
@@ -609,59 +648,6 @@ impl Machine {
         spread = (spread ^ (spread >> 31)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let share = u32::try_from(spread >> 56).unwrap_or(0);
         whole * (768 + share) / 1024
-    }
-
-    /// Nothing is left to do: look at the live release's health from time to time.
-    fn rest(&mut self, effects: &mut Vec<Effect>) {
-        self.state = State::Idle;
-        if self.never_looked() {
-            return self.check(effects);
-        }
-        effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
-    }
-
-    /// Does something serve whose health is not known?
-    fn never_looked(&self) -> bool {
-        self.live.is_running && self.live.revision.is_some() && self.live.health.is_none()
-    }
-
-    fn check(&mut self, effects: &mut Vec<Effect>) {
-        // What runs and is no release of ours has no recipe to look by; a target may still be open.
-        let Some(revision) = self.live.revision.clone() else { return self.consider(effects) };
-        let window = if self.journal.is_proven(&revision) { Window::Brief } else { Window::Full };
-        self.state = State::Checking { window };
-        self.begin(Task::Probe(revision, window), effects);
-    }
-
-    fn checked(&mut self, window: Window, outcome: Outcome, effects: &mut Vec<Effect>) {
-        self.state = State::Idle;
-        match outcome {
-            Outcome::Healthy { served } => {
-                self.live.is_running = true;
-                self.live.health = Some(Health::Healthy);
-                if served {
-                    self.live.evidence = Some(Evidence::Served);
-                }
-                if let (Window::Full, Some(revision)) = (window, self.live.revision.clone()) {
-                    self.journal.prove(&revision);
-                    effects.push(Effect::Journal(Box::new(self.journal.clone())));
-                }
-            }
-            // A crash of the agent left live what never passed, while something proven is on disk.
-            _ if window == Window::Full && self.has_proven_other() => {
-                self.live.health = Some(Health::Unhealthy);
-                self.live.is_running = false;
-                return self.climb(effects);
-            }
-            // Reported, and nothing more: after proof there is no local rollback.
-            _ => self.live.health = Some(Health::Unhealthy),
-        }
-        self.consider(effects);
-    }
-
-    fn has_proven_other(&self) -> bool {
-        let other = |revision: &&Revision| Some(*revision) != self.live.revision.as_ref();
-        self.journal.proven.iter().filter(other).any(|revision| self.releases.contains(revision))
     }
 
     fn begin(&mut self, task: Task, effects: &mut Vec<Effect>) {
@@ -690,7 +676,9 @@ impl Machine {
     /// What must stay on disk: the live release, what a restore would need, the target's two.
     fn keep(&self) -> BTreeSet<Revision> {
         let mut keep: BTreeSet<Revision> = self.live.revision.iter().cloned().collect();
-        let other = |revision: &&Revision| Some(*revision) != self.live.revision.as_ref();
+        let other = |revision: &&Revision| {
+            Some(*revision) != self.live.revision.as_ref() && self.releases.contains(revision)
+        };
         keep.extend(self.journal.proven.iter().rev().find(other).cloned());
         if let Some(target) = &self.journal.target {
             keep.insert(target.revision.clone());
@@ -701,49 +689,6 @@ impl Machine {
             keep.extend(swap.from.clone());
         }
         keep
-    }
-
-    /// Reports what has changed, last of all effects.
-    fn tell(&mut self, effects: &mut Vec<Effect>) {
-        let report = self.report();
-        if self.reported.as_ref() != Some(&report) {
-            self.reported = Some(report.clone());
-            effects.push(Effect::Report(Box::new(report)));
-        }
-    }
-
-    fn report(&self) -> Report {
-        Report {
-            version: report::VERSION,
-            instance: self.journal.instance.clone(),
-            group: self.policy.group.clone(),
-            order: self.journal.target.as_ref().map(|target| target.order),
-            target: self.journal.target.as_ref().map(|target| target.revision.clone()),
-            phase: self.phase(),
-            serving: self.live.revision.clone(),
-            alike: self.alike.clone(),
-            evidence: self.live.evidence,
-            health: self.live.health.unwrap_or(Health::Unknown),
-            degraded: self.degraded.clone(),
-            objection: self.objection.clone(),
-            failure: self.failure.clone(),
-        }
-    }
-
-    fn phase(&self) -> Phase {
-        match &self.state {
-            State::Unsure => Phase::Starting,
-            State::Idle | State::Checking { .. } => Phase::Idle,
-            State::Preparing { .. } => Phase::Preparing,
-            State::Waiting { .. } => Phase::Waiting,
-            State::Asking { .. } => Phase::Asking,
-            State::Journalling { .. } | State::Live { step: Step::Activate, .. } => {
-                Phase::Activating
-            }
-            State::Live { step: Step::Prove, .. } => Phase::Proving,
-            State::Live { step: Step::Probe, .. } => Phase::Probing,
-            State::Restoring { .. } => Phase::Restoring,
-        }
     }
 }
 

@@ -24,10 +24,11 @@ use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence, Phase, Report};
 use tracing::{debug, error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Keep};
 use crate::dependencies;
 use crate::error as errors;
 use crate::git::{Cache, Limits, Origin};
+use crate::journal::Journal;
 use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
 use crate::manager;
 use crate::process::RunAs;
@@ -150,6 +151,10 @@ impl Shell {
             let event = tokio::select! {
                 () = stop.cancelled() => {
                     self.cancel().await;
+                    if let Some(journal) = self.machine.stopped() {
+                        self.write(&journal);
+                    }
+                    info!("stopped");
                     return End::Stopped;
                 }
                 outcome = ended(&mut self.task) => {
@@ -200,21 +205,27 @@ impl Shell {
         while let Some(effect) = effects.pop_front() {
             debug!(?effect, "effect");
             match effect {
-                Effect::Journal(journal) => {
-                    if let Err(error) = self.tools.store.write_journal(&journal) {
-                        error!(
-                            error = errors::chain(&error),
-                            hint = error.hint(),
-                            "could not write the journal"
-                        );
-                    }
-                }
+                Effect::Journal(journal) => self.write(&journal),
                 Effect::Begin(id, task) => self.begin(id, task),
                 Effect::Cancel => self.cancel().await,
                 Effect::WakeAt(time) => self.wake = Some(time),
                 Effect::Report(report) => self.tell(*report),
-                Effect::Prune(keep) => self.prune(&keep),
+                Effect::Prune(keep) => {
+                    self.prune(keep).await;
+                    let left = Event::Pruned(self.tools.store.complete());
+                    effects.extend(self.machine.step(self.started.elapsed(), left));
+                }
             }
+        }
+    }
+
+    fn write(&self, journal: &Journal) {
+        if let Err(error) = self.tools.store.write_journal(journal) {
+            error!(
+                error = errors::chain(&error),
+                hint = error.hint(),
+                "could not write the journal"
+            );
         }
     }
 
@@ -240,6 +251,7 @@ impl Shell {
             }
             Task::Prove(revision) => Box::pin(activate::prove(tools, revision, own)),
             Task::Probe(revision, window) => Box::pin(probe::probe(tools, revision, window, own)),
+            Task::Check(revision, window) => Box::pin(probe::check(tools, revision, window, own)),
         };
         self.task = Some((id, stop, running));
     }
@@ -284,23 +296,31 @@ impl Shell {
         }
     }
 
-    fn prune(&self, keep: &BTreeSet<Revision>) {
-        let (store, limits) = (&self.tools.store, &self.tools.config.keep);
-        let in_use = manager::releases_in_use(&store.releases());
-        match store.prune(keep, &in_use, limits.releases, limits.dependencies) {
-            Ok(0) => {}
-            Ok(removed) => info!(removed, "pruned"),
-            Err(error) => {
-                warn!(error = errors::chain(&error), hint = error.hint(), "could not prune");
-            }
+    /// Off this thread, since it removes whole trees.
+    async fn prune(&self, keep: BTreeSet<Revision>) {
+        let (store, limits) = (self.tools.store.clone(), self.tools.config.keep.clone());
+        let pruned = tokio::task::spawn_blocking(move || prune(&store, &limits, &keep)).await;
+        if let Err(error) = pruned {
+            warn!(error = errors::chain(&error), "could not prune");
         }
-        if let Err(error) = dependencies::bound_package_cache(store, limits.package_cache_mib) {
-            warn!(error = errors::chain(&error), "could not empty the package cache");
+    }
+}
+
+fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
+    let in_use = manager::releases_in_use(&store.releases());
+    match store.prune(keep, &in_use, limits.releases, limits.dependencies) {
+        Ok(0) => {}
+        Ok(removed) => info!(removed, "pruned"),
+        Err(error) => {
+            warn!(error = errors::chain(&error), hint = error.hint(), "could not prune");
         }
-        let kept: Vec<Revision> = store.complete();
-        if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
-            warn!(error = errors::chain(&error), "could not prune the git cache");
-        }
+    }
+    if let Err(error) = dependencies::bound_package_cache(store, limits.package_cache_mib) {
+        warn!(error = errors::chain(&error), "could not empty the package cache");
+    }
+    let kept: Vec<Revision> = store.complete();
+    if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
+        warn!(error = errors::chain(&error), "could not prune the git cache");
     }
 }
 

@@ -137,8 +137,7 @@ mod tests {
             deadline: Duration::from_secs(60),
         };
         let f = || fail("f");
-        let wrong =
-            || Verdict::Fail(Failure { cause: Cause::WrongRevision, ..failure("w") });
+        let wrong = || Verdict::Fail(Failure { cause: Cause::WrongRevision, ..failure("w") });
         let cases = [
             ("passes alone are not enough", vec![(0, PASS), (2, PASS), (4, PASS)], Continue),
             ("nor is time", vec![(0, PASS), (30, PASS)], Continue),
@@ -158,6 +157,8 @@ mod tests {
                 "but not answer with another revision",
                 vec![(1, wrong()), (2, wrong()), (3, wrong())],
                 Failed(Failure { cause: Cause::WrongRevision, ..failure("w") }),
+            ),
+            (
                 "passes before a failure are none",
                 vec![(0, PASS), (2, PASS), (4, f()), (6, PASS), (16, PASS)],
                 Continue,

@@ -13,10 +13,13 @@
 
 use std::time::Duration;
 
-use towline_protocol::ids::Revision;
+use towline_protocol::ids::{Order, Revision};
 use towline_protocol::report::{Cause, Health};
 
 use super::{Aim, Effect, Machine, Retry, State};
+
+/// How often a rung's release is tried to be prepared while something proven here waits on disk.
+const ATTEMPTS_MAX: u32 = 3;
 
 /// Where a boot stands on the ladder.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub(super) struct Ladder {
     started: Duration,
     deadline: Duration,
     rung: Option<Rung>,
+    /// When the present rung was begun.
+    rung_began: Duration,
     tried: Vec<Revision>,
     reasons: Vec<String>,
 }
@@ -41,20 +46,26 @@ enum Rung {
 impl Ladder {
     /// A ladder that is to have settled at `deadline`, begun at `started`.
     pub(super) fn new(started: Duration, deadline: Duration) -> Self {
-        Self { started, deadline, rung: None, tried: Vec::new(), reasons: Vec::new() }
+        let (tried, reasons) = (Vec::new(), Vec::new());
+        Self { started, deadline, rung: None, rung_began: started, tried, reasons }
+    }
+
+    /// Is no release left to try?
+    pub(super) fn is_on_ground(&self) -> bool {
+        self.rung == Some(Rung::Ground)
     }
 
     /// By when the present rung's release must be prepared; what is on disk needs no preparing.
     pub(super) fn rung_deadline(&self) -> Option<Duration> {
         let whole = self.deadline.saturating_sub(self.started);
-        let share = match self.rung {
+        match self.rung {
             // The source's word, the assignment, and then the fallback: of the same time.
-            None => whole / 4,
-            Some(Rung::Assignment) => whole * 3 / 4,
-            Some(Rung::Fallback) => whole,
-            Some(Rung::Proven | Rung::Baked | Rung::Ground) => return None,
-        };
-        Some(self.started + share)
+            None => Some(self.started + whole / 4),
+            Some(Rung::Assignment) => Some(self.started + whole * 3 / 4),
+            // An assignment that failed once it was live may have taken more than its share.
+            Some(Rung::Fallback) => Some((self.started + whole).max(self.rung_began + whole / 4)),
+            Some(Rung::Proven | Rung::Baked | Rung::Ground) => None,
+        }
     }
 
     /// Why the rungs above were left, in one line; `None` on the first.
@@ -66,9 +77,8 @@ impl Ladder {
 impl Machine {
     /// Begins at the first rung, keeping the time that is left.
     pub(super) fn climb(&mut self, effects: &mut Vec<Effect>) {
-        let is_late = matches!(self.state, State::Waiting { retry: Retry::Ladder, .. });
         let fresh = match &self.ladder {
-            Some(ladder) if !is_late => Ladder::new(ladder.started, ladder.deadline),
+            Some(ladder) if !ladder.is_on_ground() => Ladder::new(ladder.started, ladder.deadline),
             _ => Ladder::new(self.now, self.now + self.policy.boot_deadline),
         };
         self.ladder = Some(fresh);
@@ -87,6 +97,7 @@ impl Machine {
                 Some(Rung::Baked | Rung::Ground) => Rung::Ground,
             };
             ladder.rung = Some(rung);
+            ladder.rung_began = self.now;
             if rung == Rung::Ground {
                 return self.nothing_left(effects);
             }
@@ -154,21 +165,34 @@ impl Machine {
     ) {
         let deadline = self.ladder.as_ref().and_then(Ladder::rung_deadline);
         let has_time = deadline.is_some_and(|deadline| self.now + self.backoff(attempt) < deadline);
-        if has_time && cause != Cause::Refused {
+        // What was good here before, and is there, is better than nothing for minutes.
+        let is_enough = attempt >= ATTEMPTS_MAX && self.has_proven_besides(&aim.revision);
+        if has_time && !is_enough && cause != Cause::Refused {
+            self.degraded = Some(said);
             return self.wait(Retry::Prepare(aim), attempt, effects);
         }
         self.leave(said);
         self.next_rung(effects);
     }
 
+    /// Is something on disk that was proven here, and may be activated, besides this?
+    fn has_proven_besides(&self, revision: &Revision) -> bool {
+        let order = self.order();
+        self.journal.proven.iter().any(|proven| {
+            proven != revision
+                && self.releases.contains(proven)
+                && self.journal.rejection(order, proven).is_none()
+        })
+    }
+
     /// Is the time for preparing the present rung over?
     pub(super) fn is_past_rung(&self) -> bool {
-        let prepares = matches!(
-            self.state,
-            State::Unsure
-                | State::Preparing { .. }
-                | State::Waiting { retry: Retry::Prepare(_), .. }
-        );
+        let prepares = match &self.state {
+            State::Unsure | State::Waiting { retry: Retry::Prepare(_), .. } => true,
+            // What is complete on disk needs no preparing.
+            State::Preparing { aim, .. } => !self.releases.contains(&aim.revision),
+            _ => false,
+        };
         let deadline = self.ladder.as_ref().and_then(Ladder::rung_deadline);
         prepares && deadline.is_some_and(|deadline| deadline <= self.now)
     }
@@ -195,7 +219,8 @@ impl Machine {
     }
 
     /// A release of the ladder failed after it was made live.
-    pub(super) fn rung_fell(&mut self, said: String, effects: &mut Vec<Effect>) {
+    pub(super) fn rung_fell(&mut self, order: Order, said: String, effects: &mut Vec<Effect>) {
+        self.degraded = Some(said.clone());
         if self.ladder.is_none() {
             // Found unfinished after a restart of the agent: the rungs below are still there.
             let deadline = self.now + self.policy.boot_deadline;
@@ -203,6 +228,10 @@ impl Machine {
             return self.next_rung(effects);
         }
         self.leave(said);
+        if self.order() > order {
+            // A newer target came meanwhile, and is the first rung.
+            return self.climb(effects);
+        }
         self.next_rung(effects);
     }
 

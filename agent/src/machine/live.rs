@@ -9,13 +9,17 @@
 //!
 //! PURE.
 
-use towline_protocol::ids::Revision;
+use towline_protocol::ids::{Order, Revision};
 use towline_protocol::report::{Cause, Evidence, Failure, Health};
 
 use super::{
     Aim, Effect, How, Live, Machine, Outcome, RESUMES_MAX, Retry, State, Step, Task, Window,
 };
 use crate::journal::Swap;
+
+/// How often what served before is tried to be made live before the ladder is climbed for anything
+/// else that may serve.
+const RESTORES_MAX: u32 = 3;
 
 impl Machine {
     /// Journals that the swap begins; nothing live is touched before that is durable.
@@ -71,7 +75,7 @@ impl Machine {
             return self.live_failed(swap, Cause::Activate, detail, effects);
         }
         if swap.failed.is_some() && swap.from.is_none() {
-            return self.fall(String::new(), effects);
+            return self.fall(swap.order, String::new(), effects);
         }
         self.journal.swap = Some(swap.clone());
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
@@ -79,10 +83,18 @@ impl Machine {
             return self.restore(swap, How::Reload, 1, effects);
         }
         let how = if is_order { How::Restart } else { How::Reload };
-        self.activate(swap, how, effects);
+        self.activate(swap, how, None, effects);
     }
 
-    pub(super) fn activate(&mut self, swap: Swap, how: How, effects: &mut Vec<Effect>) {
+    /// `before`: what to go back to if the activation finds that it cannot begin.
+    pub(super) fn activate(
+        &mut self,
+        swap: Swap,
+        how: How,
+        before: Option<(Live, Option<Swap>)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.before = before;
         let (to, from) = (swap.to.clone(), swap.from.clone());
         self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
         self.alike = None;
@@ -100,6 +112,9 @@ impl Machine {
     ) {
         let to = swap.to.clone();
         match (step, outcome) {
+            (Step::Activate, Outcome::Untouched(detail)) => {
+                self.untouched(swap, how, detail, effects);
+            }
             (Step::Activate, Outcome::Activated) => {
                 self.state = State::Live { swap, how, step: Step::Prove };
                 self.begin(Task::Prove(to), effects);
@@ -119,7 +134,7 @@ impl Machine {
             }
             // The manager did not follow the reload: a restart is what is left.
             (Step::Prove, Outcome::Failed(Cause::Prove, _)) if how == How::Reload => {
-                self.activate(swap, How::Restart, effects);
+                self.activate(swap, How::Restart, None, effects);
             }
             (_, Outcome::Failed(cause, detail)) => {
                 self.live_failed(swap, cause, detail, effects);
@@ -129,8 +144,36 @@ impl Machine {
         }
     }
 
+    /// The host is in the way, and nothing was touched: nothing can be said of the release.
+    fn untouched(&mut self, swap: Swap, how: How, detail: String, effects: &mut Vec<Effect>) {
+        if let Some((live, owed)) = self.before.take() {
+            self.live = live;
+            self.journal.swap = owed;
+            effects.push(Effect::Journal(Box::new(self.journal.clone())));
+            if swap.order < self.order() {
+                return self.start_over(effects);
+            }
+            let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
+            return self.not_prepared(aim, 1, Cause::Host, detail, effects);
+        }
+        if swap.resumes == 0 {
+            return self.live_failed(swap, Cause::Host, detail, effects);
+        }
+        // What the last run has done of it is not known: it is taken up as soon as it can be.
+        let said = format!("{} could not be taken up again: {detail}", swap.to.short());
+        self.degraded = Some(said);
+        self.live.health = None;
+        let revision = swap.to.clone();
+        self.falls = self.falls.saturating_add(1);
+        let attempt = self.falls;
+        self.failure = Some(Failure { revision, cause: Cause::Host, detail, attempt });
+        self.wait(Retry::Resume(swap, how), attempt, effects);
+    }
+
     fn proven(&mut self, swap: &Swap, effects: &mut Vec<Effect>) {
         self.live.health = Some(Health::Healthy);
+        self.looked = self.now;
+        self.falls = 0;
         self.failure = None;
         self.journal.swap = None;
         self.journal.restart = self.journal.restart.max(swap.restart);
@@ -170,7 +213,9 @@ impl Machine {
         self.failure = Some(Failure { revision, cause, detail: detail.clone(), attempt: 1 });
         self.live.health = Some(Health::Unhealthy);
         let is_restart = swap.from.as_ref() == Some(&swap.to);
-        if !is_restart && self.is_assigned(&swap) {
+        // A boot of what was good here before has failed by what is around it, as far as is known.
+        let is_boot_of_good = swap.from.is_none() && self.journal.is_proven(&swap.to);
+        if !is_restart && !is_boot_of_good && self.is_assigned(&swap) {
             self.journal.reject(swap.order, swap.to.clone(), detail.clone());
         }
         // An order to restart is carried out once, however it ends.
@@ -182,17 +227,17 @@ impl Machine {
             let how = if is_restart { How::Restart } else { How::Reload };
             return self.restore(swap, how, 1, effects);
         }
-        self.fall(said, effects);
+        self.fall(swap.order, said, effects);
     }
 
     /// What failed has nothing to go back to but the ladder.
-    fn fall(&mut self, said: String, effects: &mut Vec<Effect>) {
+    fn fall(&mut self, order: Order, said: String, effects: &mut Vec<Effect>) {
         self.journal.swap = None;
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
         // Nothing good served before, so the next rung needs no leave; what the failed release left
         // behind is found by the shell, and replaced.
         self.live.is_running = false;
-        self.rung_fell(said, effects);
+        self.rung_fell(order, said, effects);
     }
 
     /// Was the swap to what a target asked for, and not to a lower rung of the ladder?
@@ -211,7 +256,9 @@ impl Machine {
         attempt: u32,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(to) = swap.from.clone() else { return self.fall(String::new(), effects) };
+        let Some(to) = swap.from.clone() else {
+            return self.fall(swap.order, String::new(), effects);
+        };
         let from = Some(swap.to.clone());
         self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
         self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
@@ -243,6 +290,7 @@ impl Machine {
                     self.live.evidence = Some(Evidence::Served);
                 }
                 self.live.health = Some(Health::Healthy);
+                self.looked = self.now;
                 self.falls = 0;
                 // That it took more than one attempt is over; what made it necessary is not.
                 self.failure.take_if(|failure| failure.cause == Cause::Restore);
@@ -254,7 +302,7 @@ impl Machine {
             (_, Outcome::Failed(..)) if how == How::Reload => {
                 self.restore(swap, How::Restart, attempt, effects);
             }
-            (_, Outcome::Failed(_, detail)) => {
+            (_, Outcome::Failed(_, detail) | Outcome::Untouched(detail)) => {
                 self.live.health = Some(Health::Unhealthy);
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
                 self.failure =
@@ -264,11 +312,24 @@ impl Machine {
                     // Nothing good serves, so a newer target need not wait for it.
                     return self.consider(effects);
                 }
+                if self.falls >= RESTORES_MAX && self.has_other(&swap) {
+                    let said = self.degraded.clone().unwrap_or_default();
+                    return self.fall(swap.order, said, effects);
+                }
                 self.wait(Retry::Restore(swap), self.falls, effects);
             }
             // An outcome of another task: none of those runs here.
             _ => {}
         }
+    }
+
+    /// Is there anything else that could serve, where what served before cannot be made live?
+    fn has_other(&self, swap: &Swap) -> bool {
+        let order = self.order();
+        let known = [Some(&swap.to), swap.from.as_ref()];
+        self.releases.iter().any(|release| {
+            !known.contains(&Some(release)) && self.journal.rejection(order, release).is_none()
+        })
     }
 
     /// Is there a newer target than the one whose failure could not be undone?

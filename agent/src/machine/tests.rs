@@ -60,6 +60,8 @@ fn outcome(word: &str, rest: &[&str]) -> Option<Outcome> {
         "replaced" => Outcome::Proved(Evidence::Replaced),
         "healthy" => Outcome::Healthy { served: false },
         "served" => Outcome::Healthy { served: true },
+        "absent" => Outcome::Absent,
+        "untouched" => Outcome::Untouched("it is in the way".to_owned()),
         "failed" => Outcome::Failed(cause(rest[0]), "it broke".to_owned()),
         _ => return None,
     })
@@ -279,6 +281,8 @@ fn describe(task: &Task) -> String {
             format!("{how} {from}>{}", letter(to))
         }
         Task::Prove(revision) => format!("prove {}", letter(revision)),
+        Task::Check(revision, Window::Full) => format!("check {} fully", letter(revision)),
+        Task::Check(revision, Window::Brief) => format!("check {} briefly", letter(revision)),
         Task::Probe(revision, Window::Full) => format!("probe {} fully", letter(revision)),
         Task::Probe(revision, Window::Brief) => format!("probe {} briefly", letter(revision)),
     }
@@ -317,7 +321,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "each step waits for the one before, and the journal for nothing",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -344,14 +348,14 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "a release of the same content need not be made live",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("failed fetch", "wait 2"),
                 ("woke", "prepare b unless like a"),
                 ("alike", "look"),
                 ("target 2 b", ""),
-                ("woke", "probe a briefly"),
+                ("woke", "check a briefly"),
             ],
             "idle a healthy served; alike b",
         ),
@@ -359,7 +363,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "what is alike stands in for one target, not for the next",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("alike", "look"),
@@ -371,7 +375,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "a no is asked again later, from the preparing on",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -386,7 +390,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "without an answer there is no leave",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -398,7 +402,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "the target that is served already asks for nothing",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 1 a", ""),
                 ("target 2 a", "write; look"),
@@ -409,7 +413,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "an order to restart goes by the journal, the permit and a stop",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 a restart 1", "write; prepare a"),
                 ("prepared", "ask 2"),
@@ -426,7 +430,7 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
             "a newer revision that comes with an order is restarted into",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b restart 1", "write; prepare b"),
                 ("prepared", "ask 2"),
@@ -438,14 +442,14 @@ fn a_deploy_goes_from_the_target_to_the_proof() {
         (
             "an order that was given before this instance came is satisfied",
             "disk a, current a, runs",
-            &[("start", "probe a fully"), ("target 5 a restart 3", "write; cancel; probe a fully")],
+            &[("start", "check a fully"), ("target 5 a restart 3", "write; cancel; check a fully")],
             "idle a unknown",
         ),
         (
             "what serves when the agent comes asks for leave, proven or not",
             "disk a, current a, runs",
             &[
-                ("start", "probe a fully"),
+                ("start", "check a fully"),
                 ("target 1 b", "write; cancel; prepare b unless like a"),
                 ("prepared", "ask 1"),
             ],
@@ -461,14 +465,14 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
             "the waits double",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("failed install", "wait 2"),
                 ("woke", "prepare b unless like a"),
                 ("failed fetch", "wait 4"),
                 ("woke", "prepare b unless like a"),
-                ("failed disk", "wait 8"),
+                ("failed disk", "prune a b; wait 8"),
                 ("stirred", "wait 8"),
                 ("woke", "prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -479,12 +483,12 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
             "what is refused waits for another target, and the same one again changes nothing",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("failed refused", "look"),
                 ("target 2 b", ""),
-                ("woke", "probe a briefly"),
+                ("woke", "check a briefly"),
                 ("served", "look"),
                 ("target 3 b", "write; look"),
                 ("target 4 c", "write; prepare c unless like a"),
@@ -495,12 +499,12 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
             "a journal that cannot be written stops the swap, and does not leave it on disk",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
                 ("yes", "journal 2 a>b"),
-                ("failed disk", "write; wait 2"),
+                ("failed disk", "write; prune a b; wait 2"),
                 ("woke", "prepare b unless like a"),
             ],
             "preparing a healthy served; failure: disk of b, 1; degraded: b could not be prepared: it broke",
@@ -515,7 +519,7 @@ fn what_fails_after_the_swap_is_rejected_and_restored() {
             "an unhealthy release gives way to the one before, briefly probed, and is not tried again",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -528,7 +532,7 @@ fn what_fails_after_the_swap_is_rejected_and_restored() {
                 ("replaced", "probe a briefly"),
                 ("served", "write; prune a b; look"),
                 ("target 2 b", ""),
-                ("woke", "probe a briefly"),
+                ("woke", "check a briefly"),
                 ("served", "look"),
             ],
             "idle a healthy served; failure: unhealthy of b, 1; degraded: b was rejected: it broke",
@@ -537,7 +541,7 @@ fn what_fails_after_the_swap_is_rejected_and_restored() {
             "a later generation may try it again",
             "disk a b, current a, runs, proven a, seen 2 b, rejected 2 b",
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 3 b", "write; prepare b unless like a"),
             ],
@@ -608,7 +612,7 @@ fn what_fails_after_the_swap_is_rejected_and_restored() {
             "what never passed its window is no place to go back to",
             "disk a b, current b, runs, proven a",
             &[
-                ("start", "probe b fully"),
+                ("start", "check b fully"),
                 ("target 1 c", "write; cancel; prepare c unless like b"),
                 ("prepared", "ask 1"),
                 ("yes", "journal 1 a>c"),
@@ -619,7 +623,7 @@ fn what_fails_after_the_swap_is_rejected_and_restored() {
             "unless there is nothing better",
             "disk b, current b, runs, proven a",
             &[
-                ("start", "probe b fully"),
+                ("start", "check b fully"),
                 ("target 1 c", "write; cancel; prepare c unless like b"),
                 ("prepared", "ask 1"),
                 ("yes", "journal 1 b>c"),
@@ -630,9 +634,9 @@ fn what_fails_after_the_swap_is_rejected_and_restored() {
             "after the proof there is no local rollback",
             "disk a b, current b, runs, proven a b, seen 2 b",
             &[
-                ("start", "probe b briefly"),
+                ("start", "check b briefly"),
                 ("failed unhealthy", "look"),
-                ("woke", "probe b briefly"),
+                ("woke", "check b briefly"),
                 ("served", "look"),
             ],
             "idle b healthy served",
@@ -647,7 +651,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while preparing: what runs is ended first",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("target 3 c", "write; cancel; prepare c unless like a"),
@@ -660,7 +664,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while preparing: back to what serves",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("target 3 a", "write; cancel; look"),
@@ -679,7 +683,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while preparing: the same revision goes on, and is asked for in the newer generation",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("target 3 b", "write"),
@@ -692,7 +696,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while asking: the same revision is asked for anew, and the older answer is no leave",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -706,7 +710,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while asking: another revision needs its own preparing and its own leave",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -720,7 +724,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while asking: an order to restart as well is another swap",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -732,7 +736,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while waiting: at once, and from the shortest wait",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("failed fetch", "wait 2"),
@@ -747,7 +751,7 @@ fn a_newer_target_wins_at_any_moment() {
             "once the swap is journalled: after its window",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -766,7 +770,7 @@ fn a_newer_target_wins_at_any_moment() {
             "once the swap failed: after the restore",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -800,7 +804,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while the journal is written: at once where that fails",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -820,7 +824,7 @@ fn a_newer_target_wins_at_any_moment() {
                 ("target 3 c", "write"),
                 ("failed disk", "write; prepare c; by 180"),
             ],
-            "preparing a unknown",
+            "preparing - unknown",
         ),
         (
             "where a restore fails: back to what is to be restored is a restore",
@@ -863,23 +867,23 @@ fn a_newer_target_wins_at_any_moment() {
             "while the health is looked at: the look comes first again once there is time for it",
             "disk a b, current b, runs, proven a, seen 2 b",
             &[
-                ("start", "probe b fully"),
+                ("start", "check b fully"),
                 ("target 3 c", "write; cancel; prepare c unless like b"),
-                ("failed fetch", "probe b fully"),
+                ("failed fetch", "check b fully"),
                 ("failed unhealthy", "prepare c; by 180"),
                 ("failed refused", "prepare a"),
                 ("prepared", "journal 3 >a"),
             ],
-            "activating b unhealthy; degraded: c could not be prepared: it broke",
+            "activating - unhealthy; degraded: c could not be prepared: it broke",
         ),
         (
             "and so it does where there is no leave; a second failure then waits",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("target 2 b", "write; cancel; prepare b unless like a"),
                 ("prepared", "ask 2"),
-                ("no", "probe a briefly"),
+                ("no", "check a briefly"),
                 ("served", "prepare b unless like a"),
                 ("prepared", "ask 2"),
                 ("no", "wait 2"),
@@ -890,7 +894,7 @@ fn a_newer_target_wins_at_any_moment() {
             "while the health is looked at",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("target 2 b", "write; cancel; prepare b unless like a"),
             ],
             "preparing a unknown",
@@ -905,7 +909,7 @@ fn nothing_goes_back_and_nothing_stale_counts() {
             "a lower generation is refused, and what is under way goes on",
             "disk a, current a, runs, proven a, seen 5 a",
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 4 b", ""),
                 ("target 6 b", "write; prepare b unless like a"),
@@ -919,7 +923,7 @@ fn nothing_goes_back_and_nothing_stale_counts() {
             "a generation never changes its meaning",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 1 b", ""),
                 ("target 1 a restart 1", ""),
@@ -932,7 +936,7 @@ fn nothing_goes_back_and_nothing_stale_counts() {
             "a word that can be followed ends the objection",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("objected", ""),
                 ("target 1 a", ""),
                 ("served", "look"),
@@ -943,7 +947,7 @@ fn nothing_goes_back_and_nothing_stale_counts() {
             "an objection stops nothing that is under way",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("objected", ""),
@@ -955,7 +959,7 @@ fn nothing_goes_back_and_nothing_stale_counts() {
             "the end of an earlier task is nobody's",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("late failed unhealthy", ""),
@@ -978,7 +982,7 @@ fn nothing_goes_back_and_nothing_stale_counts() {
             "a clock that wakes too often changes nothing",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("stirred", ""),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
@@ -1020,7 +1024,7 @@ fn a_boot_climbs_down_its_ladder() {
                 ("target 1 b", "write; prepare b; by 180"),
                 ("prepared", "journal 1 >b"),
             ],
-            "activating a unknown",
+            "activating - unknown",
         ),
         (
             "what is proven here is probed briefly on a boot",
@@ -1040,13 +1044,13 @@ fn a_boot_climbs_down_its_ladder() {
             "without a word in a quarter of the time, the last target counts",
             SERVES_A_STOPPED,
             &[("start", "by 60"), ("woke", "prepare a; by 180")],
-            "preparing a unknown",
+            "preparing - unknown",
         ),
         (
             "with an objection it counts at once",
             SERVES_A_STOPPED,
             &[("start", "by 60"), ("objected", "prepare a; by 180")],
-            "preparing a unknown; objection: it does not parse",
+            "preparing - unknown; objection: it does not parse",
         ),
         (
             "without any target: what the image holds, and it says so",
@@ -1071,7 +1075,7 @@ fn a_boot_climbs_down_its_ladder() {
                 ("failed fetch", "wait 2"),
                 ("woke", "prepare c; by 180"),
                 ("failed fetch", "wait 4"),
-                ("+200 stirred", "prepare b; by 240"),
+                ("+200 stirred", "prepare b; by 261"),
                 ("prepared", "journal 2 >b"),
                 ("journalled", "activate >b"),
                 ("activated", "prove b"),
@@ -1092,7 +1096,7 @@ fn a_boot_climbs_down_its_ladder() {
                 ("late prepared", ""),
                 ("prepared", "journal 2 >a"),
             ],
-            "activating a unknown",
+            "activating - unknown",
         ),
         (
             "what is refused is tried once more when something serves, and then no more",
@@ -1130,17 +1134,16 @@ fn a_boot_climbs_down_its_ladder() {
                 ("activated", "prove b"),
                 ("failed prove", "restart >b"),
                 ("failed activate", "write; wait 2"),
-                ("woke", "prepare c; by 241"),
+                ("woke", "check b fully"),
+                ("absent", "prepare c; by 241"),
             ],
-            "preparing b unhealthy; failure: activate of b, 1; degraded: nothing could be started: \
-             d failed once it was live: it broke; c could not be prepared: it broke; a failed once it \
-             was live: it broke; b failed once it was live: it broke",
+            "preparing - unhealthy; failure: activate of b, 1; degraded: nothing could be started: d failed once it was live: it broke; c could not be prepared: it broke; a failed once it was live: it broke; b failed once it was live: it broke",
         ),
         (
             "a target that was rejected on an earlier boot is not activated again",
             "disk a b, current a, proven a, seen 2 b, rejected 2 b",
             &[("start", "by 60"), ("target 2 b", "prepare a"), ("prepared", "journal 2 >a")],
-            "activating a unknown",
+            "activating - unknown",
         ),
         (
             "with nothing left it waits, and climbs again",
@@ -1162,7 +1165,7 @@ fn a_boot_climbs_down_its_ladder() {
                 ("+100 failed refused", "prepare a"),
                 ("target 3 d", "write; cancel; prepare d; by 180"),
             ],
-            "preparing a unknown",
+            "preparing - unknown",
         ),
         (
             "the deadlines bound the preparing, not the window",
@@ -1193,7 +1196,7 @@ fn a_killed_agent_takes_up_where_it_was() {
         (
             "before the swap: from the beginning",
             "disk a b, current a, runs, proven a, seen 2 b",
-            &[("start", "probe a briefly"), ("served", "prepare b unless like a")],
+            &[("start", "check a briefly"), ("served", "prepare b unless like a")],
             "preparing a healthy served",
         ),
         (
@@ -1228,7 +1231,7 @@ fn a_killed_agent_takes_up_where_it_was() {
             "a swap goes on whose predecessor was pruned, and then the ladder is what is left",
             "disk c b, current b, runs, proven a, seen 2 b, swap 2 a>b",
             &[("start", "write; activate >b"), ("failed activate", "write; prepare c")],
-            "preparing b unhealthy; failure: activate of b, 1",
+            "preparing - unhealthy; failure: activate of b, 1; degraded: b failed once it was live: it broke",
         ),
         (
             "a restore whose release was pruned gives way to the ladder, without leave",
@@ -1239,7 +1242,7 @@ fn a_killed_agent_takes_up_where_it_was() {
                 ("journalled", "activate >c"),
                 ("activated", "prove c"),
                 ("replaced", "probe c fully"),
-                ("healthy", "write; prune a b c; look"),
+                ("healthy", "write; prune b c; look"),
             ],
             "idle c healthy replaced; degraded: b was rejected: it broke",
         ),
@@ -1276,13 +1279,13 @@ fn a_killed_agent_takes_up_where_it_was() {
             "in the middle of a boot: its swap, then the rungs below",
             "disk a b, current b, proven a, seen 2 b, swap 2 >b",
             &[("start", "write; activate >b"), ("failed activate", "write; prepare a")],
-            "preparing b unhealthy; failure: activate of b, 1",
+            "preparing - unhealthy; failure: activate of b, 1; degraded: b failed once it was live: it broke",
         ),
         (
             "what was made live and never passed gives way to what did",
             "disk a b, current b, runs, proven a, seen 2 b",
             &[
-                ("start", "probe b fully"),
+                ("start", "check b fully"),
                 ("failed unhealthy", "prepare b; by 180"),
                 ("prepared", "journal 2 >b"),
                 ("journalled", "activate >b"),
@@ -1291,19 +1294,19 @@ fn a_killed_agent_takes_up_where_it_was() {
                 ("failed unhealthy", "write; prepare a"),
                 ("prepared", "journal 2 >a"),
             ],
-            "activating b unhealthy replaced",
+            "activating - unhealthy replaced; degraded: b failed once it was live: it broke",
         ),
         (
             "what passes its window now is proven",
             "disk a b, current b, runs, proven a, seen 2 b",
-            &[("start", "probe b fully"), ("served", "write; look"), ("woke", "probe b briefly")],
+            &[("start", "check b fully"), ("served", "write; look"), ("woke", "check b briefly")],
             "idle b healthy served",
         ),
         (
             "what serves without ever having been proven is left alone where nothing better is there",
             "disk b, current b, runs, seen 2 b",
-            &[("start", "probe b fully"), ("failed unhealthy", "look")],
-            "idle b unhealthy",
+            &[("start", "check b fully"), ("failed unhealthy", "look")],
+            "idle b unhealthy; degraded: it broke",
         ),
     ]);
 }
@@ -1333,8 +1336,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("target 2 a fallback a", "write; prepare a; by 180"),
                 ("failed refused", "wait 2"),
             ],
-            "waiting a unhealthy; failure: refused of a, 1; degraded: nothing could be started: a \
-             could not be prepared: it broke",
+            "waiting - unhealthy; failure: refused of a, 1; degraded: nothing could be started: a could not be prepared: it broke",
         ),
         (
             "the newest that is proven comes before an older one",
@@ -1344,7 +1346,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("target 2 c", "write; prepare c; by 180"),
                 ("failed refused", "prepare a"),
             ],
-            "preparing b unknown; failure: refused of c, 1",
+            "preparing - unknown; failure: refused of c, 1",
         ),
         (
             "what is proven and was pruned is passed over",
@@ -1354,7 +1356,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("target 2 d", "write; prepare d; by 180"),
                 ("failed refused", "prepare a"),
             ],
-            "preparing b unknown; failure: refused of d, 1",
+            "preparing - unknown; failure: refused of d, 1",
         ),
         (
             "of what never passed, that which was current",
@@ -1364,7 +1366,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("target 2 d", "write; prepare d; by 180"),
                 ("failed refused", "prepare a"),
             ],
-            "preparing a unknown; failure: refused of d, 1",
+            "preparing - unknown; failure: refused of d, 1",
         ),
         (
             "where that is gone, the newest",
@@ -1374,7 +1376,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("target 2 d", "write; prepare d; by 180"),
                 ("failed refused", "prepare b"),
             ],
-            "preparing c unknown; failure: refused of d, 1",
+            "preparing - unknown; failure: refused of d, 1",
         ),
         (
             "what was made ready and was not made live may be baked in the end",
@@ -1397,7 +1399,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("target 2 c", "write; prepare c; by 180"),
                 ("+179 failed fetch", "prepare a"),
             ],
-            "preparing a unknown; failure: fetch of c, 1",
+            "preparing - unknown; failure: fetch of c, 1",
         ),
         (
             "one that would end before it is",
@@ -1409,7 +1411,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("woke", "prepare c; by 180"),
                 ("woke", "cancel; prepare a"),
             ],
-            "preparing a unknown; failure: fetch of c, 1",
+            "preparing - unknown; failure: fetch of c, 1; degraded: c could not be prepared: it broke",
         ),
         (
             "it says what took too long",
@@ -1430,22 +1432,19 @@ fn a_boot_ends_on_the_best_that_is_left() {
             "and nothing of a source that was late",
             SERVES_A_STOPPED,
             &[("start", "by 60"), ("woke", "prepare a; by 180"), ("failed refused", "wait 2")],
-            "waiting a unhealthy; failure: refused of a, 1; degraded: nothing could be started: a \
-             could not be prepared: it broke",
+            "waiting - unhealthy; failure: refused of a, 1; degraded: nothing could be started: a could not be prepared: it broke",
         ),
         (
             "a lower target is no word, and the last one counts at once",
             "disk a, current a, proven a, seen 5 a",
             &[("start", "by 60"), ("target 4 b", "prepare a; by 180")],
-            "preparing a unknown; objection: the source names generation 4 of epoch 1 (b), and \
-             generation 5 of epoch 1 was seen before: a lower one is refused",
+            "preparing - unknown; objection: the source names generation 4 of epoch 1 (b), and generation 5 of epoch 1 was seen before: a lower one is refused",
         ),
         (
             "nor is another one of the same generation",
             SERVES_A_STOPPED,
             &[("start", "by 60"), ("target 1 b", "prepare a; by 180")],
-            "preparing a unknown; objection: the source names another target as generation 1 of \
-             epoch 1 than it did before: write the next generation instead",
+            "preparing - unknown; objection: the source names another target as generation 1 of epoch 1 than it did before: write the next generation instead",
         ),
         (
             "a boot is a start: it satisfies an order to restart",
@@ -1495,7 +1494,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("start", "write; activate >b"),
                 ("+500 failed activate", "write; prepare c; by 740"),
             ],
-            "preparing b unhealthy; failure: activate of b, 1",
+            "preparing - unhealthy; failure: activate of b, 1; degraded: b failed once it was live: it broke",
         ),
         (
             "a lower rung that fails is not rejected: it may be what is left next time",
@@ -1508,12 +1507,11 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("journalled", "activate >a"),
                 ("failed activate", "write; prepare b"),
                 ("failed refused", "wait 2"),
-                ("woke", "prepare c; by 181"),
+                ("woke", "check a briefly"),
+                ("absent", "prepare c; by 181"),
                 ("failed refused", "prepare a"),
             ],
-            "preparing a unhealthy; failure: refused of c, 1; degraded: nothing could be started: c \
-             could not be prepared: it broke; a failed once it was live: it broke; b could not be \
-             prepared: it broke",
+            "preparing - unhealthy; failure: refused of c, 1; degraded: nothing could be started: c could not be prepared: it broke; a failed once it was live: it broke; b could not be prepared: it broke",
         ),
         (
             "once something served, the waits are the shortest again",
@@ -1522,9 +1520,11 @@ fn a_boot_ends_on_the_best_that_is_left() {
                 ("start", "by 60"),
                 ("target 1 a", "write; prepare a; by 180"),
                 ("failed refused", "wait 2"),
-                ("woke", "prepare a; by 181"),
+                ("woke", "check a briefly"),
+                ("absent", "prepare a; by 181"),
                 ("failed refused", "wait 4"),
-                ("woke", "prepare a; by 185"),
+                ("woke", "check a briefly"),
+                ("absent", "prepare a; by 185"),
                 ("prepared", "journal 1 >a"),
                 ("journalled", "activate >a"),
                 ("activated", "prove a"),
@@ -1570,7 +1570,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
             "what serves and is proven, though something else was proven later",
             "disk a b, current a, runs, proven a b, seen 1 a",
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("target 2 c", "write; cancel; prepare c unless like a"),
                 ("prepared", "ask 2"),
                 ("yes", "journal 2 a>c"),
@@ -1581,7 +1581,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
             "where it is not, the newest",
             "disk a b c, current c, runs, proven a b",
             &[
-                ("start", "probe c fully"),
+                ("start", "check c fully"),
                 ("target 1 d", "write; cancel; prepare d unless like c"),
                 ("prepared", "ask 1"),
                 ("yes", "journal 1 b>d"),
@@ -1592,7 +1592,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
             "never the target itself",
             "disk a b, current b, runs, proven a",
             &[
-                ("start", "probe b fully"),
+                ("start", "check b fully"),
                 ("target 1 a", "write; cancel; prepare a unless like b"),
                 ("prepared", "ask 1"),
                 ("yes", "journal 1 b>a"),
@@ -1608,7 +1608,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("replaced", "probe b fully"),
                 ("target 3 b fallback c", "write"),
                 ("served", "write; prune a b c; look"),
-                ("woke", "probe b briefly"),
+                ("woke", "check b briefly"),
             ],
             "idle b healthy served",
         ),
@@ -1628,20 +1628,20 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
         (
             "a look that names no revision is no evidence",
             SERVES_A,
-            &[("start", "probe a briefly"), ("healthy", "look")],
+            &[("start", "check a briefly"), ("healthy", "look")],
             "idle a healthy",
         ),
         (
             "what is unhealthy is left alone where the proven one was pruned",
             "disk b, current b, runs, proven a, seen 2 b",
-            &[("start", "probe b fully"), ("failed unhealthy", "look")],
-            "idle b unhealthy",
+            &[("start", "check b fully"), ("failed unhealthy", "look")],
+            "idle b unhealthy; degraded: it broke",
         ),
         (
             "a restore that was begun goes on after a kill",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -1656,7 +1656,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("activated", "prove a"),
                 ("replaced", "probe a briefly"),
                 ("served", "write; prune a b; look"),
-                ("killed", "probe a briefly"),
+                ("killed", "check a briefly"),
             ],
             "idle a unknown",
         ),
@@ -1669,7 +1669,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("prepared", "journal 1 >a"),
                 ("journalled", "activate >a"),
                 ("failed activate", "write; prepare c"),
-                ("killed", "probe a fully"),
+                ("killed", "check a fully"),
             ],
             "idle a unknown",
         ),
@@ -1677,13 +1677,13 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
             "a swap that could not be journalled is not begun after a kill",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
                 ("yes", "journal 2 a>b"),
-                ("failed disk", "write; wait 2"),
-                ("killed", "probe a briefly"),
+                ("failed disk", "write; prune a b; wait 2"),
+                ("killed", "check a briefly"),
             ],
             "idle a unknown",
         ),
@@ -1697,7 +1697,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("failed activate", "prepare c"),
                 ("prepared", "ask 3"),
                 ("yes", "journal 3 a>c"),
-                ("failed disk", "write; wait 2"),
+                ("failed disk", "write; prune a b c; wait 2"),
                 ("woke", "restart b>a"),
                 ("killed", "write; activate b>a"),
             ],
@@ -1740,7 +1740,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
             "a count of restarts that is lowered and raised again orders nothing new",
             "disk a, current a, runs, proven a, seen 1 a restart 2, restarted 2",
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 b", "write; prepare b unless like a"),
                 ("prepared", "ask 2"),
@@ -1757,10 +1757,10 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
             "a restart that cannot be prepared leaves what is asked for live: nothing is degraded",
             SERVES_A,
             &[
-                ("start", "probe a briefly"),
+                ("start", "check a briefly"),
                 ("served", "look"),
                 ("target 2 a restart 1", "write; prepare a"),
-                ("failed disk", "wait 2"),
+                ("failed disk", "prune a; wait 2"),
             ],
             "waiting a healthy served; failure: disk of a, 1",
         ),
@@ -1826,4 +1826,200 @@ fn what_was_asked_for_is_settled_when_nothing_is_left_to_do() {
         let found = (machine.settled().is_some(), machine.is_converged());
         assert_eq!(found, (is_settled, is_converged), "{found:?} {events:?}");
     }
+}
+
+#[test]
+fn what_serves_is_looked_at_and_what_has_ended_is_started_again() {
+    check(&[
+        (
+            "nothing of it runs: a boot, without leave, from the first rung",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("served", "look"),
+                ("woke", "check a briefly"),
+                ("absent", "prepare a; by 240"),
+                ("prepared", "journal 1 >a"),
+                ("journalled", "activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a briefly"),
+                ("served", "write; prune a; look"),
+            ],
+            "idle a healthy served",
+        ),
+        (
+            "also where a newer target waits for its origin: what was good here is not kept waiting",
+            "disk a, current a, runs, proven a, seen 2 b",
+            &[
+                ("start", "check a briefly"),
+                ("served", "prepare b unless like a"),
+                ("failed fetch", "wait 2"),
+                ("+61 woke", "check a briefly"),
+                ("absent", "prepare b; by 241"),
+                ("failed fetch", "wait 2"),
+                ("woke", "prepare b; by 241"),
+                ("failed fetch", "wait 4"),
+                ("woke", "prepare b; by 241"),
+                ("failed fetch", "prepare a"),
+                ("prepared", "journal 2 >a"),
+            ],
+            "activating - unhealthy served; degraded: b could not be prepared: it broke",
+        ),
+        (
+            "a wait goes on after a look as it was",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("+59 failed install", "wait 1"),
+                ("woke", "check a briefly"),
+                ("failed unhealthy", "wait 1"),
+                ("woke", "prepare b unless like a"),
+            ],
+            "preparing a unhealthy served; failure: install of b, 1; degraded: b could not be prepared: it broke",
+        ),
+        (
+            "and what is found to be wrong is told",
+            SERVES_A,
+            &[("start", "check a briefly"), ("failed unhealthy", "look")],
+            "idle a unhealthy; degraded: it broke",
+        ),
+        (
+            "what was good here and does not boot is not rejected: it is tried again",
+            "disk a, current a, proven a, seen 1 a",
+            &[
+                ("start", "by 60"),
+                ("target 1 a", "prepare a; by 180"),
+                ("prepared", "journal 1 >a"),
+                ("journalled", "activate >a"),
+                ("failed activate", "write; wait 2"),
+                ("woke", "check a briefly"),
+                ("failed unhealthy", "prepare a; by 181"),
+                ("prepared", "journal 1 >a"),
+            ],
+            "activating - unhealthy; degraded: nothing could be started: a failed once it was live: it broke",
+        ),
+        (
+            "and what came up late is accepted, though it had been rejected",
+            "",
+            &[
+                ("start", "by 60"),
+                ("target 1 a", "write; prepare a; by 180"),
+                ("prepared", "journal 1 >a"),
+                ("journalled", "activate >a"),
+                ("activated", "prove a"),
+                ("replaced", "probe a fully"),
+                ("failed unhealthy", "write; wait 2"),
+                ("woke", "check a fully"),
+                ("served", "write; look"),
+            ],
+            "idle a healthy served",
+        ),
+    ]);
+}
+
+#[test]
+fn a_host_that_is_in_the_way_says_nothing_of_a_release() {
+    check(&[
+        (
+            "nothing was touched: what serves still does, and the release is tried again",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("untouched", "write; wait 2"),
+                ("woke", "prepare b unless like a"),
+                ("prepared", "ask 2"),
+            ],
+            "asking a healthy served; degraded: b could not be prepared: it is in the way",
+        ),
+        (
+            "a newer target that came meanwhile is tried instead",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("target 3 c", "write"),
+                ("untouched", "write; prepare c unless like a"),
+            ],
+            "preparing a healthy served",
+        ),
+        (
+            "a swap that was found half done is taken up once it can be, whatever the target is by then",
+            "disk a b, current b, runs, proven a, seen 2 b, swap 2 a>b",
+            &[
+                ("start", "write; activate a>b"),
+                ("untouched", "wait 2"),
+                ("target 3 c", "write"),
+                ("woke", "activate a>b"),
+                ("activated", "prove b"),
+            ],
+            "proving b unknown; degraded: b could not be taken up again: it is in the way",
+        ),
+        (
+            "a restart that the manager cannot be found for has failed: the reload was done",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("activated", "prove b"),
+                ("failed prove", "restart a>b"),
+                ("untouched", "write; activate b>a"),
+            ],
+            "restoring a unknown; failure: host of b, 1",
+        ),
+        (
+            "a restore waits for it as well",
+            "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[("start", "write; activate b>a"), ("untouched", "wait 2"), ("woke", "restart b>a")],
+            "restoring a unknown; failure: restore of a, 1; degraded: a could not be restored: it is in the way",
+        ),
+        (
+            "and one that fails three times gives way to whatever else is there",
+            "disk a c b, current b, runs, proven c a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
+            &[
+                ("start", "write; activate b>a"),
+                ("failed activate", "restart b>a"),
+                ("failed activate", "wait 2"),
+                ("woke", "restart b>a"),
+                ("failed activate", "wait 4"),
+                ("woke", "restart b>a"),
+                ("failed activate", "write; prepare a"),
+                ("prepared", "journal 2 >a"),
+                ("journalled", "activate >a"),
+                ("failed activate", "write; prepare c"),
+            ],
+            "preparing - unhealthy; failure: activate of a, 1; degraded: a failed once it was live: it broke",
+        ),
+    ]);
+}
+
+#[test]
+fn an_ending_that_was_asked_for_counts_for_nothing() {
+    let (play, _) =
+        Play::new("disk a b, current b, runs, proven a, seen 2 b, swap 2 a>b, resumed 2");
+    let journal = play.machine.stopped().expect("a swap goes on");
+    assert_eq!(journal.swap.map(|swap| swap.resumes), Some(2));
+    let (play, _) = Play::new(SERVES_A);
+    assert_eq!(play.machine.stopped(), None, "nothing goes on");
+}
+
+#[test]
+fn what_was_thrown_away_is_not_counted_on() {
+    let (mut play, _) = Play::new("disk a b, current a, proven a b");
+    play.machine.step(play.now, Event::Pruned(vec![revision("a")]));
+    assert!(!play.machine.keep().contains(&revision("b")));
 }

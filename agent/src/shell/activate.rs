@@ -271,7 +271,11 @@ impl<'a> Work<'a> {
         let Some(process) = running.own else {
             self.start().await?;
             let is_other = !running.others.is_empty();
-            return Ok(if is_other { "restart: the recipe names another manager" } else { "started" });
+            return Ok(if is_other {
+                "restart: the recipe names another manager"
+            } else {
+                "started"
+            });
         };
         let has_workers =
             self.tools.before.borrow().as_ref().is_some_and(|before| !before.workers.is_empty());
@@ -380,7 +384,8 @@ impl<'a> Work<'a> {
             }
             let waited = begun.elapsed();
             let ended = launched.exited();
-            if ended.is_some_and(|exit| exit.is_success()) && may_repeat && waited >= STARTS_WITHIN {
+            if ended.is_some_and(|exit| exit.is_success()) && may_repeat && waited >= STARTS_WITHIN
+            {
                 // It may have taken what had just ended for a manager that runs; it is harmless
                 // where one does.
                 may_repeat = false;
@@ -502,7 +507,8 @@ pub(super) fn hinted(error: &dyn std::error::Error, hint: Option<String>) -> Str
 pub(super) fn bound_app_log(tools: &Tools) {
     let log = tools.store.app_log();
     if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX)
-        && let Err(error) = fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0))
+        && let Err(error) =
+            fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0))
     {
         warn!(error = error::chain(&error), path = %log.display(), "could not empty the app's log");
     }

@@ -67,7 +67,8 @@ pub(super) async fn check(
     if window == Window::Full
         && let Some(directory) = manager::stray(&process, &releases, &release).await
     {
-        let detail = format!("workers run in {}, not in {}", directory.display(), release.display());
+        let detail =
+            format!("workers run in {}, not in {}", directory.display(), release.display());
         warn!(%revision, error = detail, "another release runs");
         return Outcome::Failed(Cause::Prove, detail);
     }

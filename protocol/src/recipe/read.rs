@@ -5,8 +5,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Check, Find, Health, HttpAddress, Install, Manager, Problem, REVISION_FILE, Recipe, RecipeError,
-    RelativePath, Reload, ReloadSignal, RestartWhen, RevisionAt, SIZE_BYTES_MAX, SocketName,
+    Check, Find, Health, HttpAddress, Install, Manager, Problem, REVISION_FILE, Recipe,
+    RecipeError, RelativePath, Reload, ReloadSignal, RestartWhen, RevisionAt, SIZE_BYTES_MAX,
+    SocketName,
 };
 
 mod value;
@@ -368,7 +369,11 @@ impl Reader<'_> {
         let problems = self.problems.len();
         for (index, path) in paths.iter().enumerate() {
             if paths.iter().skip(index + 1).any(|other| path.holds(other) || other.holds(path)) {
-                self.problem(line, table.field(key), format!("{path} overlaps with another of them"));
+                self.problem(
+                    line,
+                    table.field(key),
+                    format!("{path} overlaps with another of them"),
+                );
             }
             if path.as_str().split('/').next() == Some(REVISION_FILE) {
                 let message = format!("{path} is where the agent writes each release's revision");

@@ -1,0 +1,117 @@
+//! The look at what serves: after a restart of the agent, and from time to time.
+//!
+//! ```text
+//!   due ──► Checking ─┬─ healthy ──────────────► proven, if it was not yet
+//!                     ├─ unhealthy ────────────► told; after proof there is no local rollback
+//!                     ├─ nothing of it runs ───► a boot, from the first rung of the ladder
+//!                     └─ never proven, and something else is ──► likewise
+//! ```
+//!
+//! A wait for the next attempt goes on after a look, as it was.
+//!
+//! PURE.
+
+use std::time::Duration;
+
+use towline_protocol::ids::Revision;
+use towline_protocol::report::{Evidence, Health};
+
+use super::{Effect, Machine, Outcome, Retry, State, Task, Window};
+
+/// The time from one look at the live release's health to the next.
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(60);
+
+impl Machine {
+    /// Nothing is left to do: look at the live release's health from time to time.
+    pub(super) fn rest(&mut self, effects: &mut Vec<Effect>) {
+        self.state = State::Idle;
+        if self.never_looked() {
+            return self.check(None, effects);
+        }
+        effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
+    }
+
+    /// Does something serve whose health is not known?
+    pub(super) fn never_looked(&self) -> bool {
+        self.live.is_running && self.live.revision.is_some() && self.live.health.is_none()
+    }
+
+    /// When a wait for `retry` is to be interrupted by a look; `None` where nothing serves that ought to.
+    pub(super) fn look_due(&self, retry: &Retry) -> Option<Duration> {
+        let serves = matches!(retry, Retry::Prepare(_))
+            && self.ladder.is_none()
+            && self.live.is_running
+            && self.live.revision.is_some();
+        serves.then(|| self.looked + CHECK_EVERY)
+    }
+
+    /// Looks at what serves; `back`: and goes on with this wait afterwards.
+    pub(super) fn check(&mut self, back: Option<State>, effects: &mut Vec<Effect>) {
+        // What runs and is no release of ours has no recipe to look by; a target may still be open.
+        let Some(revision) = self.live.revision.clone() else { return self.start_over(effects) };
+        let window = if self.journal.is_proven(&revision) { Window::Brief } else { Window::Full };
+        self.state = State::Checking { window, back: back.map(Box::new) };
+        self.begin(Task::Check(revision, window), effects);
+    }
+
+    pub(super) fn checked(
+        &mut self,
+        window: Window,
+        back: Option<State>,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.state = State::Idle;
+        self.looked = self.now;
+        let is_boot = self.ladder.is_some();
+        match outcome {
+            Outcome::Healthy { served } => {
+                self.live.is_running = true;
+                self.live.health = Some(Health::Healthy);
+                self.live.trouble = None;
+                if served {
+                    self.live.evidence = Some(Evidence::Served);
+                }
+                if let (Window::Full, Some(revision)) = (window, self.live.revision.clone()) {
+                    self.journal.accept(&revision);
+                    self.failure.take_if(|failure| failure.revision == revision);
+                    effects.push(Effect::Journal(Box::new(self.journal.clone())));
+                }
+                if is_boot {
+                    // What had failed has come up after all, with nobody's help.
+                    self.step_off();
+                }
+            }
+            Outcome::Absent => {
+                self.live.health = Some(Health::Unhealthy);
+                self.live.is_running = false;
+                return self.climb(effects);
+            }
+            // A crash of the agent left live what never passed, while something proven is on disk.
+            _ if is_boot || (window == Window::Full && self.has_proven_other()) => {
+                self.live.health = Some(Health::Unhealthy);
+                self.live.is_running = false;
+                return self.climb(effects);
+            }
+            // Reported, and nothing more: after proof there is no local rollback.
+            Outcome::Failed(_, detail) => {
+                self.live.health = Some(Health::Unhealthy);
+                self.live.trouble = Some(detail);
+            }
+            // An outcome of another task: none of those runs here.
+            _ => {}
+        }
+        match back {
+            Some(State::Waiting { retry, attempt, until }) if !is_boot => {
+                self.wait_until(retry, attempt, until, effects);
+            }
+            _ => self.consider(effects),
+        }
+    }
+
+    /// Is there a proven release on disk besides the live one?
+    pub(super) fn has_proven_other(&self) -> bool {
+        let other = |revision: &&Revision| Some(*revision) != self.live.revision.as_ref();
+        self.journal.proven.iter().filter(other).any(|revision| self.releases.contains(revision))
+    }
+}

@@ -1,0 +1,79 @@
+//! What the machine says of itself: the report, and whether it is done.
+//!
+//! PURE.
+
+use towline_protocol::report::{self, Health, Phase, Report};
+
+use super::ladder::Ladder;
+use super::{Effect, Machine, State, Step};
+
+impl Machine {
+    /// Has everything been done that the newest target asks for, as far as it can be done now?
+    ///
+    /// `None` while something is under way; then the report says how it ended.
+    #[must_use]
+    pub fn settled(&self) -> Option<&Report> {
+        // A boot goes on for as long as there is something that it may start.
+        let is_open = |ladder: &Ladder| !ladder.is_on_ground() && !self.releases.is_empty();
+        let climbs = self.ladder.as_ref().is_some_and(is_open);
+        let at_rest = matches!(self.state, State::Idle | State::Waiting { .. }) && !climbs;
+        let is_known = !self.never_looked();
+        let has_heard = self.journal.target.is_some() || self.objection.is_some();
+        (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
+    }
+
+    /// Is the newest target's revision live and healthy here?
+    #[must_use]
+    pub fn is_converged(&self) -> bool {
+        let target = self.journal.target.as_ref();
+        target.is_some_and(|target| self.serves(&target.revision))
+            && self.live.health == Some(Health::Healthy)
+            && self.objection.is_none()
+            && self.state == State::Idle
+    }
+
+    /// Reports what has changed, last of all effects.
+    pub(super) fn tell(&mut self, effects: &mut Vec<Effect>) {
+        let report = self.report();
+        if self.reported.as_ref() != Some(&report) {
+            self.reported = Some(report.clone());
+            effects.push(Effect::Report(Box::new(report)));
+        }
+    }
+
+    pub(super) fn report(&self) -> Report {
+        Report {
+            version: report::VERSION,
+            instance: self.journal.instance.clone(),
+            group: self.policy.group.clone(),
+            order: self.journal.target.as_ref().map(|target| target.order),
+            target: self.journal.target.as_ref().map(|target| target.revision.clone()),
+            phase: self.phase(),
+            serving: self.live.revision.clone().filter(|_| self.live.is_running),
+            alike: self.alike.clone(),
+            evidence: self.live.evidence,
+            health: self.live.health.unwrap_or(Health::Unknown),
+            degraded: self.degraded.clone().or_else(|| self.live.trouble.clone()),
+            objection: self.objection.clone(),
+            failure: self.failure.clone(),
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.state {
+            State::Unsure => Phase::Starting,
+            // Between two climbs of a ladder on which nothing could be started.
+            State::Checking { .. } if self.ladder.is_some() => Phase::Waiting,
+            State::Idle | State::Checking { .. } => Phase::Idle,
+            State::Preparing { .. } => Phase::Preparing,
+            State::Waiting { .. } => Phase::Waiting,
+            State::Asking { .. } => Phase::Asking,
+            State::Journalling { .. } | State::Live { step: Step::Activate, .. } => {
+                Phase::Activating
+            }
+            State::Live { step: Step::Prove, .. } => Phase::Proving,
+            State::Live { step: Step::Probe, .. } => Phase::Probing,
+            State::Restoring { .. } => Phase::Restoring,
+        }
+    }
+}
