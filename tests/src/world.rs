@@ -95,6 +95,7 @@ pub struct World {
     cancelled: Vec<TaskId>,
     begun: usize,
     prepares: usize,
+    crashes: usize,
     trace: Vec<String>,
 }
 
@@ -151,6 +152,7 @@ impl World {
             cancelled: Vec::new(),
             begun: 0,
             prepares: 0,
+            crashes: 0,
             trace: Vec::new(),
         };
         world.perform(effects).expect("a machine that begins only waits");
@@ -373,6 +375,7 @@ impl World {
     /// The agent is killed and started again.
     fn crash(&mut self) -> Result<(), String> {
         self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Revision::short)));
+        self.crashes += 1;
         self.task = None;
         self.cancelled.clear();
         self.wake = None;
@@ -413,8 +416,16 @@ impl World {
 
     fn step(&mut self, event: Event) -> Result<(), String> {
         self.trace.push(format!("{:?} {event:?}", self.now));
+        let (is_word, crashes) = (!matches!(event, Event::Done(..)), self.crashes);
         let effects = self.machine.step(self.now, event);
-        self.perform(effects)
+        self.perform(effects)?;
+        let is_unsure = self.told.as_ref().is_some_and(|told| told.phase == Phase::Starting);
+        if is_word && is_unsure && self.crashes == crashes {
+            return Err(
+                "the source has spoken, or its time is over, and nothing is begun".to_owned()
+            );
+        }
+        Ok(())
     }
 
     fn perform(&mut self, effects: Vec<Effect>) -> Result<(), String> {

@@ -191,6 +191,10 @@ impl World {
         }
         let target = self.machine.journal().target.as_ref();
         if self.machine.is_converged() {
+            let is_healthy = self.told.as_ref().is_some_and(|told| told.health == Health::Healthy);
+            if self.task.is_some() || !is_healthy {
+                return Err("converged, it says, and does not know".to_owned());
+            }
             let content = target.map(|target| self.content(&target.revision));
             if content != self.running.as_ref().map(|running| self.content(running)) {
                 return Err(format!("converged, it says, and {:?} runs", self.running));
