@@ -211,6 +211,11 @@ impl World {
     fn quiet(&mut self) -> Result<(), String> {
         self.has_faults = false;
         self.is_stuck = false;
+        if self.random.one_in(3) {
+            // A newer target in the first moment of an agent that was just killed.
+            self.crash()?;
+            self.move_target();
+        }
         if self.target.is_none() {
             self.move_target();
         }
@@ -437,7 +442,7 @@ impl World {
             match effect {
                 Effect::Journal(journal) => {
                     // A disk that is full loses it; the next one makes up for it.
-                    self.is_behind = self.has_faults && self.random.one_in(30);
+                    self.is_behind = self.has_faults && self.random.one_in(10);
                     if !self.is_behind {
                         self.write(*journal)?;
                     }
