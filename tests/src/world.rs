@@ -95,6 +95,7 @@ pub struct World {
     cancelled: Vec<TaskId>,
     begun: usize,
     prepares: usize,
+    crashes: usize,
     trace: Vec<String>,
 }
 
@@ -151,6 +152,7 @@ impl World {
             cancelled: Vec::new(),
             begun: 0,
             prepares: 0,
+            crashes: 0,
             trace: Vec::new(),
         };
         world.perform(effects).expect("a machine that begins only waits");
@@ -209,6 +211,11 @@ impl World {
     fn quiet(&mut self) -> Result<(), String> {
         self.has_faults = false;
         self.is_stuck = false;
+        if self.random.one_in(3) {
+            // A newer target in the first moment of an agent that was just killed.
+            self.crash()?;
+            self.move_target();
+        }
         if self.target.is_none() {
             self.move_target();
         }
@@ -373,6 +380,7 @@ impl World {
     /// The agent is killed and started again.
     fn crash(&mut self) -> Result<(), String> {
         self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Revision::short)));
+        self.crashes += 1;
         self.task = None;
         self.cancelled.clear();
         self.wake = None;
@@ -413,8 +421,16 @@ impl World {
 
     fn step(&mut self, event: Event) -> Result<(), String> {
         self.trace.push(format!("{:?} {event:?}", self.now));
+        let (is_word, crashes) = (!matches!(event, Event::Done(..)), self.crashes);
         let effects = self.machine.step(self.now, event);
-        self.perform(effects)
+        self.perform(effects)?;
+        let is_unsure = self.told.as_ref().is_some_and(|told| told.phase == Phase::Starting);
+        if is_word && is_unsure && self.crashes == crashes {
+            return Err(
+                "the source has spoken, or its time is over, and nothing is begun".to_owned()
+            );
+        }
+        Ok(())
     }
 
     fn perform(&mut self, effects: Vec<Effect>) -> Result<(), String> {
@@ -426,7 +442,7 @@ impl World {
             match effect {
                 Effect::Journal(journal) => {
                     // A disk that is full loses it; the next one makes up for it.
-                    self.is_behind = self.has_faults && self.random.one_in(30);
+                    self.is_behind = self.has_faults && self.random.one_in(10);
                     if !self.is_behind {
                         self.write(*journal)?;
                     }

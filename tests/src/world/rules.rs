@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use towline_agent::journal::{Journal, Swap};
-use towline_agent::machine::{How, Task};
+use towline_agent::machine::{How, Task, Window};
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Health, Phase, Report};
 
@@ -42,6 +42,13 @@ impl World {
                 self.check_swap(journal, swap)?;
             }
             Task::Activate { to, how, .. } => self.check_activate(to, *how)?,
+            Task::Probe(revision, Window::Brief) => {
+                let journal = self.machine.journal();
+                let restores = journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
+                if !restores && !journal.is_proven(revision) {
+                    return Err(format!("a brief look proves nothing of {}", revision.short()));
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -149,7 +156,7 @@ impl World {
         }
         let mut left = Vec::new();
         for release in std::mem::take(&mut self.releases) {
-            if keep.contains(&release) || !self.random.one_in(3) {
+            if keep.contains(&release) || self.random.one_in(2) {
                 left.push(release);
             }
         }
@@ -191,6 +198,10 @@ impl World {
         }
         let target = self.machine.journal().target.as_ref();
         if self.machine.is_converged() {
+            let is_healthy = self.told.as_ref().is_some_and(|told| told.health == Health::Healthy);
+            if self.task.is_some() || !is_healthy {
+                return Err("converged, it says, and does not know".to_owned());
+            }
             let content = target.map(|target| self.content(&target.revision));
             if content != self.running.as_ref().map(|running| self.content(running)) {
                 return Err(format!("converged, it says, and {:?} runs", self.running));
