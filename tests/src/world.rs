@@ -91,6 +91,10 @@ pub struct World {
     how: How,
     /// The newest order to restart that a start has satisfied.
     started_for: u64,
+    /// Has the app ended, and has nobody looked since?
+    has_died: bool,
+    /// How often in a row a restore has failed.
+    unrestored: usize,
     /// Tasks that were cancelled; their answers may still come.
     cancelled: Vec<TaskId>,
     begun: usize,
@@ -149,6 +153,8 @@ impl World {
             is_stuck: false,
             how: How::Reload,
             started_for: 0,
+            has_died: false,
+            unrestored: 0,
             cancelled: Vec::new(),
             begun: 0,
             prepares: 0,
@@ -175,7 +181,7 @@ impl World {
 
     fn troubled(&mut self, rounds: usize) -> Result<(), String> {
         for _ in 0..rounds {
-            match self.random.below(14) {
+            match self.random.below(15) {
                 0 => {
                     self.move_target();
                     self.hear()?;
@@ -200,6 +206,15 @@ impl World {
                 5 => self.hear()?,
                 6 => self.is_stuck = self.random.one_in(3),
                 7 => self.disturb()?,
+                // The app ends while the agent has nothing to do with it.
+                8 if self.random.one_in(2) => {
+                    let touches = |task: &Task| {
+                        !matches!(task, Task::Prepare { .. } | Task::Ask(_) | Task::Journal(_))
+                    };
+                    if !self.task.as_ref().is_some_and(|(_, task)| touches(task)) {
+                        self.has_died |= self.running.take().is_some();
+                    }
+                }
                 _ => self.advance()?,
             }
         }
@@ -238,7 +253,7 @@ impl World {
     fn settle(&mut self) -> Result<(), String> {
         for _ in 0..300 {
             // What is waited for may come yet; a healthy end is one that stays.
-            if self.task.is_none() && self.machine.is_converged() {
+            if self.task.is_none() && self.machine.is_converged() && !self.has_died {
                 return Ok(());
             }
             self.advance()?;
@@ -382,6 +397,8 @@ impl World {
         self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Revision::short)));
         self.crashes += 1;
         self.task = None;
+        self.has_died = false;
+        self.unrestored = 0;
         self.cancelled.clear();
         self.wake = None;
         self.told = None;
@@ -416,6 +433,10 @@ impl World {
         self.now = hangs_until.unwrap_or(self.now);
         let Some((id, task)) = self.task.take() else { return Ok(()) };
         let outcome = self.end(&task)?;
+        if matches!(outcome, Outcome::Failed(..) | Outcome::Untouched(_)) {
+            let restores = self.journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
+            self.unrestored += usize::from(restores);
+        }
         self.step(Event::Done(id, outcome))
     }
 
@@ -456,7 +477,11 @@ impl World {
                     self.wake = Some(time);
                 }
                 Effect::Report(report) => self.hear_report(*report)?,
-                Effect::Prune(keep) => self.prune(&keep)?,
+                Effect::Prune(keep) => {
+                    self.prune(&keep)?;
+                    let left = Event::Pruned(self.releases.clone());
+                    effects.extend(self.machine.step(self.now, left));
+                }
             }
         }
         self.check_step()
@@ -482,14 +507,8 @@ impl World {
                     self.write(journal)?;
                 }
             }
-            Task::Activate { from, how, .. } => {
-                // Leave was asked for where it was due: from here on it is a boot.
-                self.found_running &= from.is_some();
-                let is_start = *how == How::Restart || from.is_none() || self.running.is_none();
-                if let Some(swap) = self.journal.swap.as_ref().filter(|_| is_start) {
-                    self.started_for = self.started_for.max(swap.restart);
-                }
-            }
+            // Leave was asked for where it was due: from here on it is a boot.
+            Task::Activate { from, .. } => self.found_running &= from.is_some(),
             _ => {}
         }
         self.task = Some((id, task));
@@ -506,7 +525,7 @@ impl World {
             Task::Prepare { revision, unless_like } => {
                 let is_late = self.hangs.take().is_some();
                 let is_boot = self.running.is_none() && self.machine.journal().swap.is_none();
-                if is_late && is_boot {
+                if is_late && is_boot && !self.has_died {
                     return Err("a boot waits for what hangs".to_owned());
                 }
                 let is_alike = |live: &Revision| self.content(live) == self.content(revision);
@@ -532,7 +551,15 @@ impl World {
             }
             Task::Journal(_) if self.is_full => failed(Cause::Disk, "full"),
             Task::Journal(_) => Ok(Outcome::Journalled),
-            Task::Activate { to, how, .. } => {
+            Task::Activate { to, from, how } => {
+                if self.has_faults && self.random.one_in(10) {
+                    return Ok(Outcome::Untouched("no pid file is to be trusted".to_owned()));
+                }
+                let is_start = *how == How::Restart || from.is_none() || self.running.is_none();
+                if let Some(swap) = self.journal.swap.as_ref().filter(|_| is_start) {
+                    self.started_for = self.started_for.max(swap.restart);
+                }
+                self.has_died = false;
                 self.current = Some(to.clone());
                 self.running = Some(to.clone());
                 self.how = *how;
@@ -543,13 +570,20 @@ impl World {
                 }
                 Ok(Outcome::Activated)
             }
+            Task::Check(..) if self.running.is_none() => {
+                self.has_died = false;
+                Ok(Outcome::Absent)
+            }
+            Task::Check(..) if is_unlucky && self.random.one_in(2) => {
+                failed(Cause::Host, "no pid file is to be trusted")
+            }
             Task::Prove(revision) => match character(revision) {
                 Character::Crashes => failed(Cause::Prove, "they come and go"),
                 Character::NeedsRestart if self.how == How::Reload => failed(Cause::Prove, "old"),
                 _ if is_unlucky => failed(Cause::Prove, "slow"),
                 _ => Ok(Outcome::Proved(Evidence::Started)),
             },
-            Task::Probe(revision, _) => match character(revision) {
+            Task::Probe(revision, _) | Task::Check(revision, _) => match character(revision) {
                 _ if self.running.as_ref() != Some(revision) => failed(Cause::Unhealthy, "refused"),
                 Character::Crashes | Character::Unhealthy => failed(Cause::Unhealthy, "503"),
                 _ if is_unlucky => failed(Cause::Unhealthy, "503"),

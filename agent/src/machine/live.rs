@@ -312,7 +312,7 @@ impl Machine {
                     // Nothing good serves, so a newer target need not wait for it.
                     return self.consider(effects);
                 }
-                if self.falls >= RESTORES_MAX && self.has_other(&swap) {
+                if attempt >= RESTORES_MAX && self.has_other(&swap) {
                     let said = self.degraded.clone().unwrap_or_default();
                     return self.fall(swap.order, said, effects);
                 }

@@ -17,7 +17,7 @@ impl World {
         }
         match task {
             Task::Prepare { unless_like: Some(live), .. } => {
-                if self.running.as_ref() != Some(live) {
+                if self.running.as_ref() != Some(live) && !self.has_died {
                     return Err(format!("{} stands in, and does not run", live.short()));
                 }
                 let journal = self.machine.journal();
@@ -33,7 +33,8 @@ impl World {
                         "leave is asked for {order}, and {newest:?} is the newest"
                     ));
                 }
-                if self.running.is_none() && self.machine.journal().swap.is_none() {
+                let serves = self.running.is_some() || self.has_died;
+                if !serves && self.machine.journal().swap.is_none() {
                     return Err("leave is asked for, and nothing serves".to_owned());
                 }
             }
@@ -42,7 +43,7 @@ impl World {
                 self.check_swap(journal, swap)?;
             }
             Task::Activate { to, how, .. } => self.check_activate(to, *how)?,
-            Task::Probe(revision, Window::Brief) => {
+            Task::Probe(revision, Window::Brief) | Task::Check(revision, Window::Brief) => {
                 let journal = self.machine.journal();
                 let restores = journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
                 if !restores && !journal.is_proven(revision) {
@@ -112,8 +113,17 @@ impl World {
                 && swap.from.as_ref().is_some_and(|from| self.releases.contains(from))
         };
         let owed = self.journal.swap.as_ref().filter(is_owed);
-        if owed.is_some() && journal.swap.is_none() && !self.runs_good() {
+        // After three attempts the ladder is what is left.
+        let has_tried = self.unrestored >= 3;
+        if owed.is_some() && journal.swap.is_none() && !self.runs_good() && !has_tried {
             return Err(format!("a restore is forgotten, and {:?} runs", self.running));
+        }
+        if owed.is_some() && journal.swap.is_none() && has_tried {
+            // From here on it is a boot, whatever may have come up meanwhile.
+            self.found_running = false;
+        }
+        if journal.swap.is_none() {
+            self.unrestored = 0;
         }
         self.journal = journal;
         Ok(())
@@ -130,7 +140,7 @@ impl World {
             self.machine.journal().swap.as_ref().is_some_and(|swap| swap.failed.is_none());
         match task {
             Task::Prepare { .. } | Task::Ask(_) => {}
-            Task::Probe(..) if !is_swap => {}
+            Task::Check(..) if !is_swap => {}
             _ => return Err(format!("{task:?} is cancelled in the middle of a swap")),
         }
         self.cancelled.push(id);
@@ -141,11 +151,12 @@ impl World {
     pub(super) fn prune(&mut self, keep: &BTreeSet<Revision>) -> Result<(), String> {
         let journal = self.machine.journal();
         let other = |revision: &&Revision| Some(*revision) != self.running.as_ref();
+        let on_disk = |revision: &&Revision| self.releases.contains(*revision);
         let target = journal.target.as_ref();
         let needed = [
-            ("runs", self.running.as_ref()),
+            ("runs", self.running.as_ref().filter(on_disk)),
             ("is current", self.current.as_ref()),
-            ("was proven before", journal.proven.iter().rev().find(other)),
+            ("was proven before", journal.proven.iter().rev().filter(on_disk).find(other)),
             ("is the target", target.map(|target| &target.revision)),
             ("is the fallback", target.and_then(|target| target.fallback.as_ref())),
         ];
@@ -170,7 +181,7 @@ impl World {
         }
         let serves = report.serving.as_ref().filter(|own| self.running.as_ref() == Some(*own));
         let is_good = serves.and_then(|own| self.character(own)).is_some_and(Character::is_good);
-        if report.health == Health::Healthy && !is_good {
+        if report.health == Health::Healthy && !is_good && !self.has_died {
             return Err(format!("healthy, it says, and {:?} runs", self.running));
         }
         if report.alike.is_some() && report.alike != report.target {
@@ -203,7 +214,8 @@ impl World {
                 return Err("converged, it says, and does not know".to_owned());
             }
             let content = target.map(|target| self.content(&target.revision));
-            if content != self.running.as_ref().map(|running| self.content(running)) {
+            let runs = self.running.as_ref().map(|running| self.content(running));
+            if content != runs && !self.has_died {
                 return Err(format!("converged, it says, and {:?} runs", self.running));
             }
         }
