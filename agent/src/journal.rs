@@ -215,6 +215,7 @@ mod tests {
         assert_eq!(journal.rejected.last().map(|last| &last.revision), Some(&number(99)));
         journal.prove(&number(1080));
         assert_eq!(journal.proven.last(), Some(&number(1080)), "proven again is the newest");
-        assert_eq!(journal.proven.len(), 32, "and is there once");
+        let same = journal.proven.iter().filter(|proven| **proven == number(1080));
+        assert_eq!(same.count(), 1, "and is there once");
     }
 }
