@@ -47,6 +47,7 @@ impl World {
                 let text = String::from_utf8_lossy(content)
                     .replace("every_s = 0.5", "every_s = 0.2")
                     .replace("healthy_for_s = 3", "healthy_for_s = 0.6")
+                    .replace("start_s = 10", "start_s = 3")
                     .replace("timeout_s = 20", "timeout_s = 8");
                 *content = text.into_bytes();
             }

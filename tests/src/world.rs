@@ -95,6 +95,8 @@ pub struct World {
     has_died: bool,
     /// How often in a row a restore has failed.
     unrestored: usize,
+    /// Has a restore failed so often that the ladder is what is left?
+    has_given_up: bool,
     /// Tasks that were cancelled; their answers may still come.
     cancelled: Vec<TaskId>,
     begun: usize,
@@ -155,6 +157,7 @@ impl World {
             started_for: 0,
             has_died: false,
             unrestored: 0,
+            has_given_up: false,
             cancelled: Vec::new(),
             begun: 0,
             prepares: 0,
@@ -399,6 +402,7 @@ impl World {
         self.task = None;
         self.has_died = false;
         self.unrestored = 0;
+        self.has_given_up = false;
         self.cancelled.clear();
         self.wake = None;
         self.told = None;
@@ -434,7 +438,8 @@ impl World {
         let Some((id, task)) = self.task.take() else { return Ok(()) };
         let outcome = self.end(&task)?;
         if matches!(outcome, Outcome::Failed(..) | Outcome::Untouched(_)) {
-            let restores = self.journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
+            let swap = self.machine.journal().swap.as_ref();
+            let restores = swap.is_some_and(|swap| swap.failed.is_some());
             self.unrestored += usize::from(restores);
         }
         self.step(Event::Done(id, outcome))
@@ -464,6 +469,14 @@ impl World {
                 Effect::Journal(journal) => {
                     // A disk that is full loses it; the next one makes up for it.
                     self.is_behind = self.has_faults && self.random.one_in(10);
+                    if journal.swap.is_none() {
+                        if self.unrestored >= 3 {
+                            // From here on it is a boot, whatever may have come up meanwhile.
+                            self.has_given_up = true;
+                            self.found_running = false;
+                        }
+                        self.unrestored = 0;
+                    }
                     if !self.is_behind {
                         self.write(*journal)?;
                     }

@@ -114,17 +114,11 @@ impl World {
         };
         let owed = self.journal.swap.as_ref().filter(is_owed);
         // After three attempts the ladder is what is left.
-        let has_tried = self.unrestored >= 3;
-        if owed.is_some() && journal.swap.is_none() && !self.runs_good() && !has_tried {
+        let is_good = self.runs_good() || self.has_died;
+        if owed.is_some() && journal.swap.is_none() && !is_good && !self.has_given_up {
             return Err(format!("a restore is forgotten, and {:?} runs", self.running));
         }
-        if owed.is_some() && journal.swap.is_none() && has_tried {
-            // From here on it is a boot, whatever may have come up meanwhile.
-            self.found_running = false;
-        }
-        if journal.swap.is_none() {
-            self.unrestored = 0;
-        }
+        self.has_given_up &= journal.swap.is_some();
         self.journal = journal;
         Ok(())
     }
