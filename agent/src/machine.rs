@@ -261,6 +261,8 @@ pub struct Machine {
     releases: Vec<Revision>,
     /// How often in a row a boot, or a restore, ended with nothing good that serves.
     falls: u32,
+    /// How many restores of these.
+    restores: u32,
     ladder: Option<Ladder>,
     live: Live,
     /// What was live, and what was owed, before the activation that goes on.
@@ -300,6 +302,7 @@ impl Machine {
             is_busy: false,
             releases: found.releases,
             falls: 0,
+            restores: 0,
             ladder: None,
             live: Live { revision: found.current, is_running: found.is_running, ..Live::default() },
             before: None,

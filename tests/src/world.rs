@@ -468,6 +468,7 @@ impl World {
             match effect {
                 Effect::Journal(journal) => {
                     // A disk that is full loses it; the next one makes up for it.
+                    let was_behind = self.is_behind;
                     self.is_behind = self.has_faults && self.random.one_in(10);
                     if journal.swap.is_none() {
                         if self.unrestored >= 3 {
@@ -478,7 +479,7 @@ impl World {
                         self.unrestored = 0;
                     }
                     if !self.is_behind {
-                        self.write(*journal)?;
+                        self.write(*journal, !was_behind)?;
                     }
                 }
                 Effect::Begin(id, task) => self.begin(id, task)?,
@@ -514,10 +515,11 @@ impl World {
             Task::Journal(journal) => {
                 self.leave = None;
                 self.is_full = self.has_faults && self.random.one_in(8);
+                let was_behind = self.is_behind;
                 self.is_behind = self.is_full;
                 if !self.is_full {
                     let journal = (**journal).clone();
-                    self.write(journal)?;
+                    self.write(journal, !was_behind)?;
                 }
             }
             // Leave was asked for where it was due: from here on it is a boot.

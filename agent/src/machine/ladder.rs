@@ -245,7 +245,7 @@ impl Machine {
 
     /// Something serves: leaves the ladder, and says on which rung.
     pub(super) fn step_off(&mut self) {
-        self.falls = 0;
+        (self.falls, self.restores) = (0, 0);
         self.degraded = self.ladder.take().and_then(|ladder| ladder.reason());
     }
 }

@@ -173,7 +173,7 @@ impl Machine {
     fn proven(&mut self, swap: &Swap, effects: &mut Vec<Effect>) {
         self.live.health = Some(Health::Healthy);
         self.looked = self.now;
-        self.falls = 0;
+        (self.falls, self.restores) = (0, 0);
         self.failure = None;
         self.journal.swap = None;
         self.journal.restart = self.journal.restart.max(swap.restart);
@@ -291,7 +291,7 @@ impl Machine {
                 }
                 self.live.health = Some(Health::Healthy);
                 self.looked = self.now;
-                self.falls = 0;
+                (self.falls, self.restores) = (0, 0);
                 // That it took more than one attempt is over; what made it necessary is not.
                 self.failure.take_if(|failure| failure.cause == Cause::Restore);
                 self.journal.swap = None;
@@ -308,11 +308,13 @@ impl Machine {
                 self.failure =
                     Some(Failure { revision: to, cause: Cause::Restore, detail, attempt });
                 self.falls = self.falls.saturating_add(1);
+                self.restores = self.restores.saturating_add(1);
                 if self.has_better(&swap) {
                     // Nothing good serves, so a newer target need not wait for it.
                     return self.consider(effects);
                 }
-                if attempt >= RESTORES_MAX && self.has_other(&swap) {
+                if self.restores >= RESTORES_MAX && self.has_other(&swap) {
+                    self.restores = 0;
                     let said = self.degraded.clone().unwrap_or_default();
                     return self.fall(swap.order, said, effects);
                 }

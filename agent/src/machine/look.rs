@@ -69,7 +69,7 @@ impl Machine {
                 self.live.is_running = true;
                 self.live.health = Some(Health::Healthy);
                 self.live.trouble = None;
-                self.falls = 0;
+                (self.falls, self.restores) = (0, 0);
                 if served {
                     self.live.evidence = Some(Evidence::Served);
                 }

@@ -60,7 +60,8 @@ impl World {
         if serves && self.found_running && self.leave != Some(swap.order) {
             return Err("a swap of what serves, without leave".to_owned());
         }
-        if self.journal.rejection(swap.order, &swap.to).is_some()
+        // What came up late is accepted, and that may not have reached the disk.
+        if (!self.is_behind && self.journal.rejection(swap.order, &swap.to).is_some())
             || journal.rejection(swap.order, &swap.to).is_some()
         {
             return Err("a rejected revision is to be activated again".to_owned());
@@ -100,7 +101,8 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn write(&mut self, journal: Journal) -> Result<(), String> {
+    /// `is_news`: what stands on disk was all that was known.
+    pub(super) fn write(&mut self, journal: Journal, is_news: bool) -> Result<(), String> {
         let order = |journal: &Journal| journal.target.as_ref().map(|target| target.order);
         if order(&journal) < order(&self.journal) {
             return Err("the high-water mark fell".to_owned());
@@ -115,7 +117,7 @@ impl World {
         let owed = self.journal.swap.as_ref().filter(is_owed);
         // After three attempts the ladder is what is left.
         let is_good = self.runs_good() || self.has_died;
-        if owed.is_some() && journal.swap.is_none() && !is_good && !self.has_given_up {
+        if is_news && owed.is_some() && journal.swap.is_none() && !is_good && !self.has_given_up {
             return Err(format!("a restore is forgotten, and {:?} runs", self.running));
         }
         self.has_given_up &= journal.swap.is_some();
