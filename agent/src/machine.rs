@@ -223,6 +223,10 @@ enum State {
         step: Step,
         attempt: u32,
     },
+    /// At rest, with the fallback being made ready beside what serves.
+    Stocking {
+        revision: Revision,
+    },
     Checking {
         window: Window,
         back: Option<Box<State>>,
@@ -269,6 +273,8 @@ pub struct Machine {
     before: Option<(Live, Option<Swap>)>,
     /// When the live release was last looked at.
     looked: Duration,
+    /// When the fallback may be made ready; `None` where it never can be.
+    stock_due: Option<Duration>,
     /// The target's revision, when the live release has the same content under another id.
     alike: Option<Revision>,
     degraded: Option<String>,
@@ -307,6 +313,7 @@ impl Machine {
             live: Live { revision: found.current, is_running: found.is_running, ..Live::default() },
             before: None,
             looked: Duration::ZERO,
+            stock_due: Some(Duration::ZERO),
             alike: None,
             degraded: None,
             failure: None,
@@ -392,6 +399,7 @@ impl Machine {
             }
             self.journal.target = Some(target);
             effects.push(Effect::Journal(Box::new(self.journal.clone())));
+            self.stock_due = Some(self.now);
             if is_other {
                 self.alike = None;
                 self.failure = None;
@@ -506,6 +514,7 @@ impl Machine {
             (State::Restoring { swap, how, step, attempt }, outcome) => {
                 self.restoring_done(swap, how, step, attempt, outcome, effects);
             }
+            (State::Stocking { revision }, outcome) => self.stocked(revision, outcome, effects),
             (State::Checking { window, back }, outcome) => {
                 self.checked(window, back.map(|back| *back), outcome, effects);
             }

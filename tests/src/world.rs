@@ -367,9 +367,11 @@ impl World {
             return self.step(Event::Done(id, answer));
         }
         let is_waiting = self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting);
+        let crashes = self.crashes;
         if let Some(due) = self.wake.take_if(|due| is_waiting && self.now < *due) {
             self.step(Event::Woke)?;
             if self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting)
+                && self.crashes == crashes
                 && self.wake != Some(due)
             {
                 return Err(format!("woken before {due:?}, it forgets that"));
@@ -507,7 +509,9 @@ impl World {
         self.check_begin(&task)?;
         match &task {
             Task::Prepare { revision, .. } => {
-                self.prepares += 1;
+                let target = self.machine.journal().target.as_ref();
+                self.prepares +=
+                    usize::from(target.is_some_and(|target| target.revision == *revision));
                 let may_hang = self.has_faults && !self.releases.contains(revision);
                 let hangs = may_hang && self.random.one_in(8);
                 self.hangs = hangs.then(|| self.now + PREPARE_DEADLINE);

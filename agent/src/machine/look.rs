@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use towline_protocol::ids::Revision;
-use towline_protocol::report::{Evidence, Health};
+use towline_protocol::report::{Cause, Evidence, Health};
 
 use super::{Effect, Machine, Outcome, Retry, State, Task, Window};
 
@@ -28,7 +28,38 @@ impl Machine {
         if self.never_looked() {
             return self.check(None, effects);
         }
+        if let Some(revision) = self.missing_fallback() {
+            self.state = State::Stocking { revision: revision.clone() };
+            return self.begin(Task::Prepare { revision, unless_like: None }, effects);
+        }
         effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
+    }
+
+    /// What a boot would fall back to, and would have to fetch just when it cannot: it is made ready as
+    /// soon as what serves is healthy.
+    fn missing_fallback(&self) -> Option<Revision> {
+        let fallback = self.journal.target.as_ref()?.fallback.clone()?;
+        let is_due = self.stock_due.is_some_and(|due| due <= self.now);
+        let is_well = self.live.health == Some(Health::Healthy);
+        (is_due && is_well && !self.releases.contains(&fallback)).then_some(fallback)
+    }
+
+    /// The fallback is ready, or is not for now; neither changes anything else.
+    pub(super) fn stocked(
+        &mut self,
+        revision: Revision,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.stock_due = match outcome {
+            Outcome::Failed(Cause::Refused, _) => None,
+            Outcome::Failed(..) => Some(self.now + self.policy.backoff_max),
+            _ => {
+                self.releases.push(revision);
+                Some(self.now)
+            }
+        };
+        self.rest(effects);
     }
 
     /// Does something serve whose health is not known?

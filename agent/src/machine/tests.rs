@@ -1607,7 +1607,8 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("activated", "prove b"),
                 ("replaced", "probe b fully"),
                 ("target 3 b fallback c", "write"),
-                ("served", "write; prune a b c; look"),
+                ("served", "write; prune a b c; prepare c"),
+                ("prepared", "look"),
                 ("woke", "check b briefly"),
             ],
             "idle b healthy served",
@@ -1831,6 +1832,39 @@ fn what_was_asked_for_is_settled_when_nothing_is_left_to_do() {
 #[test]
 fn what_serves_is_looked_at_and_what_has_ended_is_started_again() {
     check(&[
+        (
+            "a missing fallback is made ready beside what serves, and a newer target does not wait for it",
+            "disk a, current a, runs, proven a, seen 1 a fallback b",
+            &[
+                ("start", "check a briefly"),
+                ("served", "prepare b"),
+                ("target 2 c fallback b", "write; cancel; prepare c unless like a"),
+            ],
+            "preparing a healthy served",
+        ),
+        (
+            "one that cannot be had now is tried again, and one that is refused never for this target",
+            "disk a, current a, runs, proven a, seen 1 a fallback b",
+            &[
+                ("start", "check a briefly"),
+                ("served", "prepare b"),
+                ("failed fetch", "look"),
+                ("woke", "check a briefly"),
+                ("served", "look"),
+                ("+241 woke", "check a briefly"),
+                ("served", "prepare b"),
+                ("failed refused", "look"),
+                ("+400 woke", "check a briefly"),
+                ("served", "look"),
+            ],
+            "idle a healthy served",
+        ),
+        (
+            "and what is unwell comes first",
+            "disk a, current a, runs, proven a, seen 1 a fallback b",
+            &[("start", "check a briefly"), ("failed unhealthy", "look")],
+            "idle a unhealthy; degraded: it broke",
+        ),
         (
             "nothing of it runs: a boot, without leave, from the first rung",
             SERVES_A,

@@ -29,7 +29,7 @@ impl Machine {
         target.is_some_and(|target| self.serves(&target.revision))
             && self.live.health == Some(Health::Healthy)
             && self.objection.is_none()
-            && self.state == State::Idle
+            && matches!(self.state, State::Idle | State::Stocking { .. })
     }
 
     /// Reports what has changed, last of all effects.
@@ -64,7 +64,7 @@ impl Machine {
             State::Unsure => Phase::Starting,
             // Between two climbs of a ladder on which nothing could be started.
             State::Checking { .. } if self.ladder.is_some() => Phase::Waiting,
-            State::Idle | State::Checking { .. } => Phase::Idle,
+            State::Idle | State::Stocking { .. } | State::Checking { .. } => Phase::Idle,
             State::Preparing { .. } => Phase::Preparing,
             State::Waiting { .. } => Phase::Waiting,
             State::Asking { .. } => Phase::Asking,

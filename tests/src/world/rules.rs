@@ -206,7 +206,13 @@ impl World {
         let target = self.machine.journal().target.as_ref();
         if self.machine.is_converged() {
             let is_healthy = self.told.as_ref().is_some_and(|told| told.health == Health::Healthy);
-            if self.task.is_some() || !is_healthy {
+            let stocks = |task: &Task| {
+                matches!(task, Task::Prepare { revision, .. } if target.is_some_and(
+                    |target| target.fallback.as_ref() == Some(revision),
+                ))
+            };
+            let is_busy = self.task.as_ref().is_some_and(|(_, task)| !stocks(task));
+            if is_busy || !is_healthy {
                 return Err("converged, it says, and does not know".to_owned());
             }
             let content = target.map(|target| self.content(&target.revision));
