@@ -21,7 +21,7 @@ use crate::git::{Origin, OriginConfig, OriginError, Secret};
 use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, RunAs};
 use crate::release::{DiskError, Store};
-use crate::shell::{Shell, Tools, finder, look};
+use crate::shell::{Shell, Tools, answers, finder, look};
 use crate::source::file::FileSource;
 
 /// Why an agent could not start.
@@ -186,12 +186,17 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
     {
         let recipe = Recipe::parse(&marker.recipe)
             .map_err(|source| StartError::LiveRecipe { revision: revision.clone(), source })?;
-        match look(tools, &finder(tools, &recipe), &CancellationToken::new()).await {
-            Ok(process) => is_running = process.is_some(),
+        is_running = match look(tools, &finder(tools, &recipe), &CancellationToken::new()).await {
+            Ok(Some(_)) => true,
+            // Whoever has lost the pid file of an app that serves must not start another one.
+            Ok(None) => answers(tools, &recipe, revision).await,
             Err(error) => {
-                warn!(error = error::chain(&error), "no manager is proved to run");
+                let hint = error.hint();
+                warn!(error = error::chain(&error), hint, "it is open whether the app runs");
+                // Then it is not a boot: what may run is looked at, and nothing is started beside it.
+                true
             }
-        }
+        };
     }
     Ok(Found { releases: store.complete(), current, is_running })
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence, Phase, Report};
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::config::{Config, Keep};
 use crate::dependencies;
@@ -42,6 +42,7 @@ mod prepare;
 mod probe;
 
 pub(crate) use activate::{finder, look};
+pub(crate) use probe::answers;
 
 /// What the shell's tasks work with.
 #[derive(Debug)]
@@ -253,7 +254,9 @@ impl Shell {
             Task::Probe(revision, window) => Box::pin(probe::probe(tools, revision, window, own)),
             Task::Check(revision, window) => Box::pin(probe::check(tools, revision, window, own)),
         };
-        self.task = Some((id, stop, running));
+        let generation = self.machine.journal().target.as_ref().map(|t| t.order.generation);
+        let span = info_span!("deploy", group = %self.tools.config.group, generation);
+        self.task = Some((id, stop, Box::pin(running.instrument(span))));
     }
 
     async fn cancel(&mut self) {
@@ -277,6 +280,13 @@ impl Shell {
             && was(|r| r.degraded.as_ref()).as_ref() != Some(reason)
         {
             warn!(serving = report.serving.as_ref().map(Revision::as_str), reason, "degraded");
+        }
+        let phase = last.as_ref().map(|last| last.phase);
+        if report.phase == Phase::Restoring && phase != Some(Phase::Restoring) {
+            let rejected = report.failure.as_ref().map(|failure| failure.revision.as_str());
+            let back_to = report.serving.as_ref().map(Revision::as_str);
+            let error = report.failure.as_ref().map(|failure| failure.detail.as_str());
+            warn!(revision = rejected, back_to, error, "rejected; what served before is restored");
         }
         let order = last.as_ref().and_then(|last| last.order);
         if let (Some(new), Some(target)) = (report.order, &report.target)

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Find, Recipe};
 use towline_protocol::report::Cause;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Tools, activate};
 use crate::error;
@@ -56,6 +56,10 @@ pub(super) async fn check(
     let process = match probing.find().await {
         Ok(Some(process)) => process,
         Ok(None) if stop.is_cancelled() => return stopped(),
+        Ok(None) if answers(&tools, &probing.recipe, &revision).await => {
+            debug!(%revision, "the app answers, and its manager is not found");
+            return probing.run(false).await;
+        }
         Ok(None) => {
             warn!(%revision, log = activate::app_log(&tools), "nothing of the app runs");
             return Outcome::Absent;
@@ -73,6 +77,15 @@ pub(super) async fn check(
         return Outcome::Failed(Cause::Prove, detail);
     }
     probing.run(false).await
+}
+
+/// Does the app itself say that it serves this revision? That counts for more than a pid file that is
+/// gone: another app beside it would take nothing but its port.
+pub(crate) async fn answers(tools: &Tools, recipe: &Recipe, revision: &Revision) -> bool {
+    let Ok(probe) = Probe::new(&recipe.health, &tools.run_as, &tools.store.current()) else {
+        return false;
+    };
+    matches!(probe.once(revision).await, Verdict::Pass { served: true })
 }
 
 struct Probing<'a> {
