@@ -339,8 +339,9 @@ impl Store {
         durable::sync_dir(&self.dir).map_err(failed("make durable", &self.dir))
     }
 
-    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those that
-    /// a process lives in; then dependency trees beyond `trees` that no release left uses.
+    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those whose
+    /// names are in `in_use`, because a process lives there; then dependency trees beyond `trees`
+    /// that no release left uses.
     ///
     /// # Errors
     ///
@@ -348,7 +349,7 @@ impl Store {
     pub fn prune(
         &self,
         keep: &BTreeSet<Revision>,
-        in_use: &BTreeSet<PathBuf>,
+        in_use: &BTreeSet<String>,
         count: usize,
         trees: usize,
     ) -> Result<usize, DiskError> {
@@ -358,7 +359,7 @@ impl Store {
         for revision in &complete {
             let release = self.release(revision);
             let is_needed = keep.contains(revision)
-                || in_use.contains(&release)
+                || in_use.contains(revision.as_str())
                 || self.live().as_ref() == Some(revision);
             if surplus == 0 || is_needed {
                 continue;
@@ -496,7 +497,7 @@ mod tests {
         let all: Vec<Revision> = "abcdef".chars().map(|digit| make(&store, digit, None)).collect();
         store.swap(&all[1]).unwrap();
         let keep = BTreeSet::from([all[0].clone()]);
-        let in_use = BTreeSet::from([store.release(&all[2])]);
+        let in_use = BTreeSet::from([all[2].to_string()]);
         assert_eq!(store.prune(&keep, &in_use, 4, 4).unwrap(), 2);
         let left = store.complete();
         // Kept by name, by `current` and by a process; of the others the newest.
