@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::{Install, RelativePath};
 
 use crate::process::{self, Environment, Job, ProcessError, Remains, RunAs};
-use crate::release::{self, Barrier, DiskError, Store, failed};
+use crate::release::{self, Barrier, DiskError, MARKER_VERSION, Store, failed};
 
 mod tree;
 
@@ -233,7 +233,7 @@ pub async fn install(
     release::complete(
         &sealed,
         &place,
-        &Marker { version: 1, command, runtime: key.runtime.clone() },
+        &Marker { version: MARKER_VERSION, command, runtime: key.runtime.clone() },
     )?;
     Ok(())
 }

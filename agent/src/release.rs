@@ -41,7 +41,7 @@ pub(crate) use error::failed;
 pub const REVISION_FILE: &str = ".towline-revision";
 
 /// The version of a marker that this code writes and the newest that it reads.
-const MARKER_VERSION: u32 = 1;
+pub(crate) const MARKER_VERSION: u32 = 1;
 
 /// What is known of a complete release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

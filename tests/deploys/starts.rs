@@ -201,6 +201,26 @@ fn a_live_release_that_nothing_can_find_or_start_ends_the_start() {
 }
 
 #[test]
+fn a_release_of_a_newer_agent_ends_the_start_and_is_kept() {
+    let (mut world, good) = world();
+    let (code, said) = world.host.once();
+    assert_eq!(code, 0, "{said}");
+    let marker = world.host.dir().join("releases").join(format!("{good}.json"));
+    let text = fs::read_to_string(&marker).unwrap();
+    fs::write(&marker, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    let next = world.commit_good();
+    world.host.target(&next);
+    let said = refusal(&world);
+    assert!(said.contains("was written by a newer agent (version 2)"), "{said}");
+    assert!(said.contains("hint: install that agent again"), "{said}");
+    assert_eq!(world.host.current(), Some(good.clone()));
+    assert_eq!(world.host.served(), Some(good));
+    fs::write(&marker, text).unwrap();
+    let (code, said) = world.host.once();
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
 fn a_second_agent_says_to_try_later() {
     let (world, good) = World::serving(Kind::Plain);
     let (code, said) = world.host.once();

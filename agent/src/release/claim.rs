@@ -1,4 +1,5 @@
-//! Is this directory ours? Looked at before the first write of every start; nothing is changed here.
+//! Is this directory ours, and of our time? Looked at before the first write of every start; nothing
+//! is changed here.
 //!
 //! Whoever deployed here before may have had the same names for their own things: Capistrano has
 //! `releases` and `current`. What stands in the way is refused and never removed; what is shared and
@@ -8,12 +9,19 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::Deserialize;
 use towline_protocol::ids::Revision;
 
-use super::{DiskError, Store, failed};
+use super::{DiskError, MARKER_VERSION, Store, failed, marker_path};
 
 /// What may stand in the directory of the package managers' caches.
 const CACHES: &[&str] = &["xdg", "npm", "pip"];
+
+/// The version of a document, before anything else of it is believed.
+#[derive(Deserialize)]
+pub(super) struct Versioned {
+    pub(super) version: u32,
+}
 
 /// Is this the name of a release?
 pub(super) fn is_release(name: &str) -> bool {
@@ -34,6 +42,7 @@ impl Store {
     /// Checks that what is here was made by Towline, as far as it would be removed or replaced.
     pub(super) fn check_claim(&self) -> Result<(), DiskError> {
         self.check_current()?;
+        self.check_markers()?;
         if fs::symlink_metadata(self.state()).is_ok() {
             return Ok(());
         }
@@ -43,6 +52,29 @@ impl Store {
         only(&self.releases(), |name| is_release(stem(name)) || is_probe(name))?;
         only(&self.dependencies(), |name| is_key(stem(name)) || is_probe(name))?;
         only(&self.package_cache(), |name| CACHES.contains(&name))
+    }
+
+    /// A marker of a newer agent vouches for a release that would be taken for a leftover here.
+    fn check_markers(&self) -> Result<(), DiskError> {
+        for (dir, is_own) in
+            [(self.releases(), is_release as fn(&str) -> bool), (self.dependencies(), is_key)]
+        {
+            // What cannot be read is told by whoever needs it.
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                if !entry.file_name().to_str().is_some_and(is_own) {
+                    continue;
+                }
+                let path = marker_path(&entry.path());
+                let text = fs::read(&path).unwrap_or_default();
+                match serde_json::from_slice(&text) {
+                    Ok(Versioned { version }) if version > MARKER_VERSION => {
+                        return Err(DiskError::Newer { path, version });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// `current` may be absent, or lead to a release, also to one that is gone.
@@ -131,6 +163,23 @@ mod tests {
         store.prepare().unwrap();
         fs::create_dir(store.releases().join("main")).unwrap();
         store.prepare().unwrap();
+    }
+
+    #[test]
+    fn a_newer_agents_markers_end_the_start_and_a_broken_one_does_not() {
+        let (revision, key) = ("a".repeat(40), "b".repeat(64));
+        for tree in [format!("releases/{revision}"), format!("dependencies/{key}")] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::new(dir.path());
+            let place = dir.path().join(&tree);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(marker_path(&place), r#"{"version":99,"what":"is this"}"#).unwrap();
+            let outcome = store.prepare();
+            assert!(matches!(outcome, Err(DiskError::Newer { version: 99, .. })), "{tree}");
+            assert!(!store.state().exists() && place.exists(), "{tree}: nothing was changed");
+            fs::write(marker_path(&place), "{").unwrap();
+            store.prepare().unwrap();
+        }
     }
 
     #[test]
