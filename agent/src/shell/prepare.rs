@@ -218,8 +218,9 @@ impl Work<'_> {
         let (cache, path) = (self.tools.store.git_cache(), self.tools.config.git.recipe.clone());
         let (revision, limits) = (self.revision.clone(), self.tools.limits());
         let read = spawn_blocking(move || {
-            let tree = |source| PrepareError::Tree { revision: revision.clone(), source };
-            let cache = Cache::open(&cache).map_err(|source| PrepareError::Fetch {
+            let dir = cache;
+            let tree = |source| tree_failed(&dir, &revision, source);
+            let cache = Cache::open(&dir).map_err(|source| PrepareError::Fetch {
                 revision: revision.clone(),
                 url: "the cache".to_owned(),
                 source,
@@ -264,13 +265,8 @@ impl Work<'_> {
                 url: "the cache".to_owned(),
                 source,
             })?;
-            opened.write(&plan, &staged, &stop).map_err(|source| {
-                if source.is_corrupt() {
-                    // The next attempt fetches anew.
-                    drop(remove_tree(&cache));
-                }
-                PrepareError::Tree { revision, source }
-            })
+            let written = opened.write(&plan, &staged, &stop);
+            written.map_err(|source| tree_failed(&cache, &revision, source))
         })
         .await?
     }
@@ -319,6 +315,15 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Says that a tree could not be had, and lets go of a cache that is to blame: its commit looks whole,
+/// so that only an empty one makes the next attempt fetch it again.
+fn tree_failed(cache: &Path, revision: &Revision, source: TreeError) -> PrepareError {
+    if source.is_corrupt() {
+        drop(remove_tree(cache));
+    }
+    PrepareError::Tree { revision: revision.clone(), source }
 }
 
 fn elapsed_ms(started: Instant) -> u64 {
