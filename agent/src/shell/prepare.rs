@@ -217,6 +217,7 @@ impl Work<'_> {
     async fn plan(&self) -> Result<(Plan, String), PrepareError> {
         let (cache, path) = (self.tools.store.git_cache(), self.tools.config.git.recipe.clone());
         let (revision, limits) = (self.revision.clone(), self.tools.limits());
+        let file_bytes_max = self.tools.config.limits.file_mib << 20;
         let read = spawn_blocking(move || {
             let dir = cache;
             let tree = |source| tree_failed(&dir, &revision, source);
@@ -237,7 +238,8 @@ impl Work<'_> {
                 path,
                 source,
             })?;
-            let plan = cache.plan(&revision, &recipe.root, &limits).map_err(tree)?;
+            let plan =
+                cache.plan(&revision, &recipe.root, &limits, file_bytes_max).map_err(tree)?;
             let outputs = recipe.install.iter().flat_map(|install| &install.outputs);
             for place in recipe.shared.iter().chain(outputs) {
                 plan.check_way_to(place).map_err(tree)?;
