@@ -27,6 +27,13 @@ use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::machine::Outcome;
 use crate::release::{Barrier, DiskError, Marker, failed, remove_tree};
+use crate::shown;
+
+/// How many lines of a failed command's output are logged, of its beginning and of its end.
+const OUTPUT_LINES: usize = 10;
+
+/// How much of the one line of it that a status shows.
+const LINE_CHARS_MAX: usize = 200;
 
 /// Why a release could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -92,12 +99,25 @@ impl PrepareError {
     }
 
     /// What the failed command said, for the log.
-    fn output(&self) -> Option<String> {
+    fn output(&self) -> Option<&str> {
         match self {
             PrepareError::Install(
                 InstallError::Command(source) | InstallError::Runtime(source),
-            ) => source.log().map(str::to_owned),
+            ) => source.log(),
             _ => None,
+        }
+    }
+
+    /// All that a status has room for, in one line.
+    fn detail(&self) -> String {
+        let mut detail = error::chain(self);
+        if let Some(line) = self.output().and_then(shown::telling_line) {
+            detail.push_str(": ");
+            detail.push_str(&shown::short_line(line, LINE_CHARS_MAX));
+        }
+        match self.hint() {
+            Some(hint) => format!("{detail} ({hint})"),
+            None => detail,
         }
     }
 }
@@ -118,21 +138,17 @@ pub(super) async fn prepare(
     match outcome {
         Ok(alike) => Outcome::Prepared { alike },
         Err(error) => {
-            let chain = error::chain(&error);
             if !stop.is_cancelled() {
-                let output = error.output().map(|text| super::last_lines(&text, 20));
+                let output = error.output().map(|text| shown::ends(text, OUTPUT_LINES));
                 warn!(
-                    error = chain,
+                    %revision,
+                    error = error::chain(&error),
                     hint = error.hint(),
                     output,
                     "prepare failed; what serves is kept"
                 );
             }
-            let detail = match error.hint() {
-                Some(hint) => format!("{chain} ({hint})"),
-                None => chain,
-            };
-            Outcome::Failed(error.cause(), detail)
+            Outcome::Failed(error.cause(), error.detail())
         }
     }
 }
