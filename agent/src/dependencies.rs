@@ -85,8 +85,18 @@ impl InstallError {
             InstallError::InTree { output } => {
                 Some(format!("remove it from the repository: git rm -r --cached {output}"))
             }
-            InstallError::Refused(_) => None,
+            InstallError::Refused(source) => source.hint(),
             InstallError::Disk(source) => source.hint(),
+        }
+    }
+
+    /// Is the revision to blame, so that trying again would end in the same way?
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            InstallError::NoOutput { .. } | InstallError::InTree { .. } => true,
+            InstallError::Refused(source) => source.is_refusal(),
+            InstallError::Runtime(_) | InstallError::Command(_) | InstallError::Disk(_) => false,
         }
     }
 }
@@ -218,7 +228,7 @@ pub async fn install(
         if fs::symlink_metadata(&made).is_err() {
             return Err(InstallError::NoOutput { output: output.clone() });
         }
-        tree::check(&work, &made).map_err(InstallError::Refused)?;
+        tree::check(&work, &made, &store.staging()).map_err(InstallError::Refused)?;
         let place = sealed.join(output.as_str());
         make_parents(&sealed, output)?;
         fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;

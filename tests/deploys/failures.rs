@@ -122,6 +122,30 @@ fn an_install_that_fails_or_hangs_touches_nothing_and_is_tried_again() {
 }
 
 #[test]
+fn what_installs_the_same_way_every_time_is_refused_once() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    let link = "mkdir made; ln -s /usr/bin/env made/python3";
+    let script = "mkdir made; printf '#!%s/made/python\\n' \"$PWD\" >made/pip; chmod +x made/pip";
+    let cases = [
+        ("true", "made no made", "install.outputs"),
+        (link, "out of the installed tree", "--target vendor"),
+        (script, "made/pip is run by a program in", "--target vendor"),
+    ];
+    for (command, said, hint) in cases {
+        let bad = with_install(&mut world, command);
+        world.host.target(&bad);
+        let status = world.host.await_status(said, |status| {
+            status["failure"]["revision"] == bad.as_str() && status["phase"] == "idle"
+        });
+        let failure = &status["failure"];
+        assert_eq!((&failure["cause"], &failure["attempt"]), (&"refused".into(), &1.into()));
+        let detail = failure["detail"].as_str().unwrap();
+        assert!(detail.contains(said) && detail.contains(hint), "{detail}");
+        assert_eq!(world.host.served().as_ref(), Some(&good), "nothing live was touched");
+    }
+}
+
+#[test]
 fn an_install_that_leaves_a_daemon_holds_nobody() {
     let (mut world, _) = World::serving(Kind::Plain);
     let command = "mkdir made; setsid sleep 1234 & exit 0";

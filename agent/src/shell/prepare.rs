@@ -68,8 +68,8 @@ impl PrepareError {
             PrepareError::Recipe { .. }
             | PrepareError::NoRecipe { .. }
             | PrepareError::NotText { .. }
-            | PrepareError::SharedInTree { .. }
-            | PrepareError::Install(InstallError::InTree { .. }) => Cause::Refused,
+            | PrepareError::SharedInTree { .. } => Cause::Refused,
+            PrepareError::Install(source) if source.is_refusal() => Cause::Refused,
             PrepareError::Install(InstallError::Disk(_)) => Cause::Disk,
             PrepareError::Install(_) => Cause::Install,
             PrepareError::Tree { .. } | PrepareError::Disk(_) | PrepareError::Thread(_) => {
