@@ -33,7 +33,7 @@ mod error;
 pub(crate) mod links;
 pub mod state;
 
-pub use durable::{Barrier, remove_tree, size_bytes};
+pub use durable::{Barrier, measure, remove_tree, size_bytes};
 pub use error::DiskError;
 pub(crate) use error::failed;
 

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::RelativePath;
 
 use super::absent;
@@ -177,14 +178,28 @@ pub(super) fn copy_input(
     Ok(())
 }
 
+/// Fails once the work is no longer wanted.
+fn go_on(stop: &CancellationToken) -> io::Result<()> {
+    if stop.is_cancelled() {
+        return Err(io::Error::new(io::ErrorKind::Interrupted, "told to stop"));
+    }
+    Ok(())
+}
+
 /// Checks an output below `root`, before it is moved out of `staging`.
-pub(super) fn check(root: &Path, output: &Path, staging: &Path) -> Result<(), TreeFault> {
+pub(super) fn check(
+    root: &Path,
+    output: &Path,
+    staging: &Path,
+    stop: &CancellationToken,
+) -> Result<(), TreeFault> {
     let mut homes = vec![staging.to_owned()];
     // A program may know the place by the path that the kernel has for it.
     homes.extend(staging.canonicalize());
     let mut paths = vec![output.to_owned()];
     while let Some(path) = paths.pop() {
         let read = |source| TreeFault::Read { path: path.clone(), source };
+        go_on(stop).map_err(read)?;
         let meta = fs::symlink_metadata(&path).map_err(read)?;
         let kind = meta.file_type();
         if kind.is_symlink() {
@@ -235,9 +250,10 @@ fn is_run_from(head: &[u8], dir: &Path) -> bool {
 }
 
 /// Makes a tree root's and read-only; times are kept.
-pub(super) fn seal(tree: &Path) -> io::Result<()> {
+pub(super) fn seal(tree: &Path, stop: &CancellationToken) -> io::Result<()> {
     let mut paths = vec![tree.to_owned()];
     while let Some(path) = paths.pop() {
+        go_on(stop)?;
         let meta = fs::symlink_metadata(&path)?;
         lchown(&path, Some(0), Some(0))?;
         if meta.is_symlink() {
@@ -257,9 +273,10 @@ pub(super) fn seal(tree: &Path) -> io::Result<()> {
 }
 
 /// Recreates a tree at `to`, with hard links to its files where `hard`, copies elsewhere.
-pub(super) fn link(from: &Path, to: &Path, hard: bool) -> io::Result<()> {
+pub(super) fn link(from: &Path, to: &Path, hard: bool, stop: &CancellationToken) -> io::Result<()> {
     let mut pairs = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = pairs.pop() {
+        go_on(stop)?;
         let meta = fs::symlink_metadata(&from)?;
         if meta.is_dir() {
             fs::create_dir(&to)?;
@@ -284,7 +301,7 @@ mod tests {
     use super::*;
 
     fn checked(root: &Path) -> Result<(), TreeFault> {
-        check(root, root, Path::new("/srv/web/staging"))
+        check(root, root, Path::new("/srv/web/staging"), &CancellationToken::new())
     }
 
     #[test]
@@ -348,7 +365,7 @@ mod tests {
         symlink("a/x", from.join("l")).unwrap();
         for (hard, name) in [(false, "copied"), (true, "linked")] {
             let to = to.with_extension(name);
-            link(&from, &to, hard).unwrap();
+            link(&from, &to, hard, &CancellationToken::new()).unwrap();
             let (one, other) = (from.join("a/x"), to.join("a/x"));
             let same = fs::metadata(&one).unwrap().ino() == fs::metadata(&other).unwrap().ino();
             assert_eq!(same, hard);

@@ -22,7 +22,7 @@ use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
 use super::Tools;
-use crate::dependencies::{self, InstallError, own_dir};
+use crate::dependencies::{self, InstallError, Outputs, own_dir};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::machine::Outcome;
@@ -132,7 +132,7 @@ pub(super) async fn prepare(
     let work = Work { tools: &tools, revision: &revision, stop: &stop };
     let outcome = work.prepare(unless_like).await;
     // Whatever was left half done is of no use to the next attempt.
-    if let Err(error) = tools.store.clear_staging() {
+    if let Err(error) = clear_staging(&tools).await {
         warn!(error = error::chain(&error), "could not clear the staging area");
     }
     match outcome {
@@ -151,6 +151,11 @@ pub(super) async fn prepare(
             Outcome::Failed(error.cause(), error.detail())
         }
     }
+}
+
+async fn clear_staging(tools: &Tools) -> Result<(), PrepareError> {
+    let store = tools.store.clone();
+    Ok(spawn_blocking(move || store.clear_staging()).await??)
 }
 
 struct Work<'a> {
@@ -302,11 +307,18 @@ impl Work<'_> {
         fs::create_dir(&scratch).map_err(failed("create", &scratch))?;
         let key = dependencies::key(install, staged, &scratch, run_as, self.stop).await?;
         let is_reused = dependencies::is_complete(store, &key);
+        let (store, install) = (store.clone(), install.clone());
+        let (is_sealed, stop) = (run_as.account.is_some(), self.stop.clone());
+        let outputs = Outputs { store, install, key: key.clone(), is_sealed, stop };
         if !is_reused {
-            dependencies::install(store, install, &key, staged, &scratch, run_as, self.stop)
-                .await?;
+            let (store, install) = (&outputs.store, &outputs.install);
+            let barrier =
+                dependencies::install(store, install, staged, &scratch, run_as, self.stop).await?;
+            let made = outputs.clone();
+            spawn_blocking(move || made.keep(&scratch, barrier)).await??;
         }
-        dependencies::link(store, install, &key, staged, run_as)?;
+        let (tree, kept_mib) = (staged.to_owned(), self.tools.config.keep.free_mib);
+        spawn_blocking(move || outputs.link(&tree, kept_mib)).await??;
         marker.dependencies = Some(key.digest);
         marker.runtime = key.runtime;
         Ok(if is_reused { "reused" } else { "installed" })
