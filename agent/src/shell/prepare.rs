@@ -22,11 +22,12 @@ use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
 use super::Tools;
+use crate::config::Keep;
 use crate::dependencies::{self, InstallError, Outputs, own_dir};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::machine::Outcome;
-use crate::release::{Barrier, DiskError, Marker, failed, remove_tree};
+use crate::release::{Barrier, DiskError, Marker, Store, failed, remove_tree};
 use crate::shown;
 
 /// How many lines of a failed command's output are logged, of its beginning and of its end.
@@ -176,7 +177,7 @@ impl Work<'_> {
                 .is_some_and(|l| l.is_like(&marker)));
         }
         let started = Instant::now();
-        store.check_space(0, 0, self.tools.config.keep.free_mib)?;
+        self.space(0, 0).await?;
         self.fetch().await?;
         let fetch_ms = elapsed_ms(started);
         let (plan, text) = self.plan().await?;
@@ -187,7 +188,7 @@ impl Work<'_> {
             info!(revision = %self.revision, "same subtree and recipe as the live release: nothing to swap");
             return Ok(true);
         }
-        store.check_space(plan.bytes, plan.entries, self.tools.config.keep.free_mib)?;
+        self.space(plan.bytes, plan.entries).await?;
         let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
         let staged = store.staging().join("release");
         let entries = plan.entries;
@@ -202,6 +203,21 @@ impl Work<'_> {
         let revision = self.revision;
         info!(%revision, entries, fetch_ms, write_ms, install, elapsed_ms, "prepared");
         Ok(false)
+    }
+
+    /// Checks the space. Where it is missing, what has outgrown its limit and can be had again goes
+    /// first: the agent's caches are bounded after a deploy, and without space there is none.
+    async fn space(&self, bytes: u64, entries: u64) -> Result<(), PrepareError> {
+        let (store, keep) = (self.tools.store.clone(), self.tools.config.keep.clone());
+        let revision = self.revision.clone();
+        let checked = spawn_blocking(move || {
+            let check = || store.check_space(bytes, entries, keep.free_mib);
+            check().or_else(|_| {
+                bound_caches(&store, &keep, &revision);
+                check()
+            })
+        });
+        Ok(checked.await??)
     }
 
     async fn fetch(&self) -> Result<(), PrepareError> {
@@ -344,6 +360,23 @@ impl Work<'_> {
             symlink(&place, &link).map_err(failed("create", &link))?;
         }
         Ok(())
+    }
+}
+
+/// Empties the caches that are larger than host config allows; not the one that holds what is due.
+fn bound_caches(store: &Store, keep: &Keep, due: &Revision) {
+    match dependencies::bound_package_cache(store, keep.package_cache_mib) {
+        Ok(true) => info!("emptied the package cache, to make room"),
+        Ok(false) => {}
+        Err(error) => warn!(error = error::chain(&error), "could not empty the package cache"),
+    }
+    let dir = store.git_cache();
+    let is_surplus = |cache: &Cache| cache.size_bytes() > keep.git_mib << 20 && !cache.has(due);
+    if Cache::open(&dir).is_ok_and(|cache| is_surplus(&cache)) {
+        match remove_tree(&dir) {
+            Ok(()) => info!("emptied the git cache, to make room"),
+            Err(error) => warn!(error = error::chain(&error), "could not empty the git cache"),
+        }
     }
 }
 
