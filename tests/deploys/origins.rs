@@ -111,28 +111,25 @@ fn an_origin_that_trickles_is_given_up_at_the_total_deadline() {
 #[test]
 fn a_broken_cache_is_made_anew() {
     for branch in ["branch = \"main\"\n", ""] {
-        is_made_anew(World::with(Kind::Plain, branch, ""));
+        let mut world = World::with(Kind::Plain, branch, "");
+        let good = world.commit_good();
+        world.host.target(&good);
+        world.host.run();
+        world.host.await_serving(&good);
+        let cache = world.host.dir().join(".towline/git");
+        fs::remove_file(cache.join("HEAD")).unwrap();
+        fs::write(cache.join("config.lock"), "").unwrap();
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_serving(&next);
+        assert!(cache.with_extension("broken").exists());
+        for entry in fs::read_dir(cache.join("objects/pack")).unwrap() {
+            fs::write(entry.unwrap().path(), "").unwrap();
+        }
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_serving(&next);
     }
-}
-
-fn is_made_anew(mut world: World) {
-    let good = world.commit_good();
-    world.host.target(&good);
-    world.host.run();
-    world.host.await_serving(&good);
-    let cache = world.host.dir().join(".towline/git");
-    fs::remove_file(cache.join("HEAD")).unwrap();
-    fs::write(cache.join("config.lock"), "").unwrap();
-    let next = world.commit_good();
-    world.host.target(&next);
-    world.host.await_serving(&next);
-    assert!(cache.with_extension("broken").exists());
-    for entry in fs::read_dir(cache.join("objects/pack")).unwrap() {
-        fs::write(entry.unwrap().path(), "").unwrap();
-    }
-    let next = world.commit_good();
-    world.host.target(&next);
-    world.host.await_serving(&next);
 }
 
 /// Spoils the bytes of a committed file in the cache; what it is and how large stays legible.
@@ -145,8 +142,8 @@ fn damage(world: &World, revision: &str, path: &str) {
         String::from_utf8(output.stdout).expect("it is text")
     };
     let id = git(&["rev-parse", &format!("{revision}:{path}")]);
-    let packs =
-        fs::read_dir(cache.join("objects/pack")).unwrap().map(|entry| entry.unwrap().path());
+    let packs = fs::read_dir(cache.join("objects/pack")).expect("the cache has packs");
+    let packs = packs.map(|entry| entry.expect("ours").path());
     let mut damaged = 0;
     for index in packs.filter(|path| path.extension().is_some_and(|kind| kind == "idx")) {
         let objects = git(&["verify-pack", "-v", index.to_str().expect("it is text")]);
@@ -158,11 +155,12 @@ fn damage(world: &World, revision: &str, path: &str) {
             object.split_whitespace().nth(at).and_then(|word| word.parse().ok()).expect("a number")
         };
         let pack = index.with_extension("pack");
-        fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
-        let file = fs::File::options().write(true).open(&pack).unwrap();
-        let from = number(4) + number(3) / 2;
-        let spoilt = vec![0xff; usize::try_from(number(4) + number(3) - from).unwrap()];
-        file.write_all_at(&spoilt, from).unwrap();
+        fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        let file = fs::File::options().write(true).open(&pack).expect("it is ours");
+        // The second half of it.
+        let (from, to) = (number(4) + number(3) / 2, number(4) + number(3));
+        let spoilt = vec![0xff; usize::try_from(to - from).expect("it is small")];
+        file.write_all_at(&spoilt, from).expect("it is ours");
         damaged += 1;
     }
     assert!(damaged > 0, "{path} is in a pack");
