@@ -6,6 +6,8 @@ missing=
 for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
+# The tests' clusters run it by this path: the first python3 of PATH may be another one.
+[ -x /usr/bin/python3 ] || missing="$missing python3"
 if ! command -v cargo >/dev/null 2>&1; then
     echo 'no cargo: install a Rust toolchain first' >&2
     exit 1

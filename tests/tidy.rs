@@ -242,3 +242,22 @@ fn npm_lock_files_name_no_host() {
         assert!(!text.contains("\"resolved\""), "{name} holds download addresses");
     }
 }
+
+#[test]
+fn what_tests_run_by_its_path_is_installed_by_their_set_up() {
+    let setup = std::fs::read_to_string(root().join("tests/setup.sh")).expect("it is text");
+    let is_test = |name: &String| {
+        name.ends_with(".rs") && (name.starts_with("agent/tests") || name.starts_with("tests/"))
+    };
+    let mut found = 0;
+    for name in files().into_iter().filter(is_test) {
+        let text = std::fs::read_to_string(root().join(&name)).expect("it is text");
+        for rest in text.split("Command::new(\"/usr/bin/").skip(1) {
+            let program = rest.split('"').next().unwrap_or_default();
+            found += 1;
+            let test = format!("[ -x /usr/bin/{program} ]");
+            assert!(setup.contains(&test), "{name} runs /usr/bin/{program}");
+        }
+    }
+    assert!(found > 0, "the programs were found");
+}

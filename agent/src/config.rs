@@ -136,11 +136,14 @@ pub struct TreeLimits {
     pub path_bytes: usize,
     /// All files together; 2,048 MiB by default.
     pub tree_mib: u64,
+    /// One file; 256 MiB by default. Git's objects are read whole, so that a file takes as much memory,
+    /// and one of zeros comes in as next to nothing.
+    pub file_mib: u64,
 }
 
 impl Default for TreeLimits {
     fn default() -> Self {
-        Self { entries: 200_000, depth: 64, path_bytes: 1024, tree_mib: 2048 }
+        Self { entries: 200_000, depth: 64, path_bytes: 1024, tree_mib: 2048, file_mib: 256 }
     }
 }
 
@@ -378,6 +381,7 @@ mod tests {
         assert_eq!(config.boot_deadline, Duration::from_secs(240));
         assert_eq!((config.keep.releases, config.keep.dependencies), (5, 4));
         assert_eq!(config.git.recipe, "towline.toml");
+        assert_eq!((config.limits.tree_mib, config.limits.file_mib), (2048, 256));
         let passed: Vec<&str> = config.environment.keys().map(String::as_str).collect();
         assert_eq!(passed, ["PATH"], "nothing of the environment but what is listed");
         let config = parse(&format!("pass_env = [\"PROXY\"]\n{LEAST}")).unwrap();

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::{Install, RelativePath};
 
 use crate::process::{self, Environment, Job, ProcessError, Remains, RunAs};
-use crate::release::{self, Barrier, DiskError, Store, failed};
+use crate::release::{self, Barrier, DiskError, MARKER_VERSION, Store, failed};
 
 mod tree;
 
@@ -85,8 +85,18 @@ impl InstallError {
             InstallError::InTree { output } => {
                 Some(format!("remove it from the repository: git rm -r --cached {output}"))
             }
-            InstallError::Refused(_) => None,
+            InstallError::Refused(source) => source.hint(),
             InstallError::Disk(source) => source.hint(),
+        }
+    }
+
+    /// Is the revision to blame, so that trying again would end in the same way?
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            InstallError::NoOutput { .. } | InstallError::InTree { .. } => true,
+            InstallError::Refused(source) => source.is_refusal(),
+            InstallError::Runtime(_) | InstallError::Command(_) | InstallError::Disk(_) => false,
         }
     }
 }
@@ -173,24 +183,22 @@ pub fn is_complete(store: &Store, key: &Key) -> bool {
     place.is_dir() && release::marker_path(&place).is_file()
 }
 
-/// Installs the dependencies of the release in `tree`, and stores them under `key`.
-///
-/// Everything happens in `scratch`, an empty directory of the store's staging area.
+/// Runs the install command of the release in `tree`; what it made lies in `scratch` afterwards, an
+/// empty directory of the store's staging area before. The barrier covers what was written.
 ///
 /// # Errors
 ///
-/// See [`InstallError`]; nothing is stored then.
+/// See [`InstallError`].
 pub async fn install(
     store: &Store,
     install: &Install,
-    key: &Key,
     tree: &Path,
     scratch: &Path,
     run_as: &RunAs,
     stop: &CancellationToken,
-) -> Result<(), InstallError> {
+) -> Result<Barrier, InstallError> {
     let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
-    let work = scratch.join("install");
+    let work = work(scratch);
     own_dir(&work, run_as)?;
     for input in &install.inputs {
         tree::copy_input(tree, input, &work, run_as.account.as_ref())?;
@@ -208,60 +216,87 @@ pub async fn install(
         remains: Remains::End,
     };
     process::run(&job, stop).await.map_err(InstallError::Command)?;
-
-    let sealed = scratch.join("sealed");
-    fs::create_dir(&sealed).map_err(failed("create", &sealed))?;
-    fs::set_permissions(&sealed, fs::Permissions::from_mode(0o755))
-        .map_err(failed("set the mode of", &sealed))?;
-    for output in &install.outputs {
-        let made = work.join(output.as_str());
-        if fs::symlink_metadata(&made).is_err() {
-            return Err(InstallError::NoOutput { output: output.clone() });
-        }
-        tree::check(&work, &made).map_err(InstallError::Refused)?;
-        let place = sealed.join(output.as_str());
-        make_parents(&sealed, output)?;
-        fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;
-        if run_as.account.is_some() {
-            tree::seal(&place).map_err(failed("seal", &place))?;
-        }
-    }
-    barrier.sync(&sealed).map_err(failed("make durable", &sealed))?;
-    let place = store.dependencies().join(&key.digest);
-    release::discard(&place)?;
-    let command = install.command.to_string();
-    release::complete(
-        &sealed,
-        &place,
-        &Marker { version: 1, command, runtime: key.runtime.clone() },
-    )?;
-    Ok(())
+    Ok(barrier)
 }
 
-/// Links the outputs of `key` into the release in `tree`.
-///
-/// # Errors
-///
-/// [`InstallError::InTree`] where the repository holds an output itself.
-pub fn link(
-    store: &Store,
-    install: &Install,
-    key: &Key,
-    tree: &Path,
-    run_as: &RunAs,
-) -> Result<(), InstallError> {
-    let place = store.dependencies().join(&key.digest);
-    for output in &install.outputs {
-        let linked = tree.join(output.as_str());
-        if fs::symlink_metadata(&linked).is_ok() {
-            return Err(InstallError::InTree { output: output.clone() });
+/// Where the command runs.
+fn work(scratch: &Path) -> PathBuf {
+    scratch.join("install")
+}
+
+/// What an install made, on its way into the store and into a release. Its trees may hold a hundred
+/// thousand files, so this blocks; `stop` is looked at with each.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// Where trees are kept.
+    pub store: Store,
+    /// What made them.
+    pub install: Install,
+    /// What they are known by.
+    pub key: Key,
+    /// Are trees made root's and read-only, so that their files can be shared?
+    pub is_sealed: bool,
+    /// Ends the work.
+    pub stop: CancellationToken,
+}
+
+impl Outputs {
+    /// Checks what [`install`] has made in `scratch`, and stores it.
+    ///
+    /// # Errors
+    ///
+    /// See [`InstallError`]; nothing is stored then.
+    pub fn keep(&self, scratch: &Path, barrier: Barrier) -> Result<(), InstallError> {
+        let (store, work) = (&self.store, work(scratch));
+        let sealed = scratch.join("sealed");
+        fs::create_dir(&sealed).map_err(failed("create", &sealed))?;
+        fs::set_permissions(&sealed, fs::Permissions::from_mode(0o755))
+            .map_err(failed("set the mode of", &sealed))?;
+        for output in &self.install.outputs {
+            let made = work.join(output.as_str());
+            if fs::symlink_metadata(&made).is_err() {
+                return Err(InstallError::NoOutput { output: output.clone() });
+            }
+            tree::check(&work, &made, &store.staging(), &self.stop)
+                .map_err(InstallError::Refused)?;
+            let place = sealed.join(output.as_str());
+            make_parents(&sealed, output)?;
+            fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;
+            if self.is_sealed {
+                tree::seal(&place, &self.stop).map_err(failed("seal", &place))?;
+            }
         }
-        make_parents(tree, output)?;
-        let is_sealed = run_as.account.is_some();
-        tree::link(&place.join(output.as_str()), &linked, is_sealed)
-            .map_err(failed("link dependencies into", &linked))?;
+        barrier.sync(&sealed).map_err(failed("make durable", &sealed))?;
+        let place = store.dependencies().join(&self.key.digest);
+        release::discard(&place)?;
+        let (command, runtime) = (self.install.command.to_string(), self.key.runtime.clone());
+        release::complete(&sealed, &place, &Marker { version: MARKER_VERSION, command, runtime })?;
+        Ok(())
     }
-    Ok(())
+
+    /// Links the stored outputs into the release in `tree`, or copies them, for which there must be
+    /// space: `kept_mib` stay free.
+    ///
+    /// # Errors
+    ///
+    /// [`InstallError::InTree`] where the repository holds an output itself.
+    pub fn link(&self, tree: &Path, kept_mib: u64) -> Result<(), InstallError> {
+        let place = self.store.dependencies().join(&self.key.digest);
+        if !self.is_sealed {
+            let (bytes, entries) = release::measure(&place);
+            self.store.check_space(bytes, entries, kept_mib)?;
+        }
+        for output in &self.install.outputs {
+            let linked = tree.join(output.as_str());
+            if fs::symlink_metadata(&linked).is_ok() {
+                return Err(InstallError::InTree { output: output.clone() });
+            }
+            make_parents(tree, output)?;
+            tree::link(&place.join(output.as_str()), &linked, self.is_sealed, &self.stop)
+                .map_err(failed("link dependencies into", &linked))?;
+        }
+        Ok(())
+    }
 }
 
 fn make_parents(root: &Path, path: &RelativePath) -> Result<(), DiskError> {
@@ -321,4 +356,59 @@ pub fn bound_package_cache(store: &Store, max_mib: u64) -> Result<bool, DiskErro
 /// Tells apart what cannot be read from what is not there.
 fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use towline_protocol::recipe::Recipe;
+
+    fn outputs(dir: &Path) -> Outputs {
+        let text = "[install]\ncommand = [\"true\"]\ninputs = [\"lock\"]\noutputs = [\"made\"]\n\
+                    [manager]\npid_file = \"/run/x.pid\"\nreload = \"SIGHUP\"\nstart = [\"./start\"]\n\
+                    [health]\ntcp = \"127.0.0.1:1\"\n";
+        let install = Recipe::parse(text).unwrap().install.unwrap();
+        let store = Store::new(dir);
+        store.prepare().unwrap();
+        let key = Key { digest: "a".repeat(64), runtime: None };
+        Outputs { store, install, key, is_sealed: false, stop: CancellationToken::new() }
+    }
+
+    /// Stores a tree of one file.
+    fn keep(outputs: &Outputs) -> Result<(), InstallError> {
+        let scratch = outputs.store.staging().join("install");
+        release::remove_tree(&scratch).unwrap();
+        fs::create_dir_all(work(&scratch).join("made")).unwrap();
+        File::create(work(&scratch).join("made/x")).unwrap().set_len(1).unwrap();
+        outputs.keep(&scratch, Barrier::open(outputs.store.dir()).unwrap())
+    }
+
+    #[test]
+    fn a_copy_of_dependencies_is_made_where_there_is_space_for_it_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = outputs(dir.path());
+        keep(&outputs).unwrap();
+        let tree = outputs.store.staging().join("release");
+        fs::create_dir(&tree).unwrap();
+        let outcome = outputs.link(&tree, u64::MAX >> 21);
+        assert!(matches!(outcome, Err(InstallError::Disk(DiskError::Space { .. }))), "{outcome:?}");
+        assert!(!tree.join("made").exists(), "nothing was written");
+        outputs.link(&tree, 0).unwrap();
+        assert!(tree.join("made/x").exists());
+    }
+
+    #[test]
+    fn what_is_stopped_ends_before_its_next_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = outputs(dir.path());
+        keep(&outputs).unwrap();
+        outputs.stop.cancel();
+        let outcome = outputs.link(&outputs.store.staging(), 0);
+        assert!(matches!(outcome, Err(InstallError::Disk(_))), "{outcome:?}");
+        assert!(!outputs.store.staging().join("made").exists());
+        let error = keep(&outputs).unwrap_err();
+        assert!(!error.is_refusal(), "nothing was learned about the tree: {error}");
+        assert!(tree::seal(dir.path(), &outputs.stop).is_err());
+    }
 }

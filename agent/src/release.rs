@@ -27,16 +27,20 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use towline_protocol::ids::Revision;
 
+mod claim;
 mod durable;
+mod error;
 pub(crate) mod links;
 pub mod state;
 
-pub use durable::{Barrier, remove_tree, size_bytes};
+pub use durable::{Barrier, measure, remove_tree, size_bytes};
+pub use error::DiskError;
+pub(crate) use error::failed;
 
 pub use towline_protocol::recipe::REVISION_FILE;
 
 /// The version of a marker that this code writes and the newest that it reads.
-const MARKER_VERSION: u32 = 1;
+pub(crate) const MARKER_VERSION: u32 = 1;
 
 /// What is known of a complete release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,109 +74,6 @@ impl Marker {
     }
 }
 
-/// Why something on disk could not be read or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// An operation on a path failed.
-    #[error("could not {attempted} {}", path.display())]
-    Io {
-        /// A verb.
-        attempted: &'static str,
-        /// Its object.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// Two directories that must share a file system do not.
-    #[error("{} and {} are on two file systems", one.display(), other.display())]
-    FileSystems {
-        /// One of them.
-        one: PathBuf,
-        /// The other.
-        other: PathBuf,
-    },
-    /// Too little space.
-    #[error(
-        "{} has {free_mib} MiB free, {missing_mib} MiB too few: {needed_mib} MiB are needed and \
-         {kept_mib} MiB stay free (keep.free_mib)", path.display()
-    )]
-    Space {
-        /// Where.
-        path: PathBuf,
-        /// What is free.
-        free_mib: u64,
-        /// What is missing.
-        missing_mib: u64,
-        /// What the work needs.
-        needed_mib: u64,
-        /// What host config reserves.
-        kept_mib: u64,
-    },
-    /// Too few inodes.
-    #[error("{} has {free} inodes free; {needed} are needed", path.display())]
-    Inodes {
-        /// Where.
-        path: PathBuf,
-        /// What is free.
-        free: u64,
-        /// What the work needs.
-        needed: u64,
-    },
-    /// Another agent holds the lock.
-    #[error("another agent runs for {}", path.display())]
-    Locked {
-        /// The app's directory.
-        path: PathBuf,
-    },
-    /// Written by a newer agent.
-    #[error("{} was written by a newer agent (version {version})", path.display())]
-    Newer {
-        /// The document.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-}
-
-impl DiskError {
-    /// Returns the next thing for an operator to try.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            DiskError::Io { path, source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Some(
-                    format!("run the agent as the owner of {}, or fix its mount", path.display()),
-                ),
-                io::ErrorKind::NotFound => Some(format!("create {} first", path.display())),
-                io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => Some(format!(
-                    "{} is a directory, not a link: move it away once, then deploy again",
-                    path.display()
-                )),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Some("free some space, or lower keep.releases".to_owned())
-                }
-                _ => None,
-            },
-            DiskError::FileSystems { .. } => Some(
-                "put both on one file system: releases link their dependencies' files".to_owned(),
-            ),
-            DiskError::Space { .. } | DiskError::Inodes { .. } => {
-                Some("free some space, or lower keep.releases or keep.free_mib".to_owned())
-            }
-            DiskError::Locked { .. } => {
-                Some("end the other agent first, or ask it with `towline-agent status`".to_owned())
-            }
-            DiskError::Newer { .. } => Some("install that agent again, or a newer one".to_owned()),
-        }
-    }
-}
-
-/// Turns an I/O error into one that says what was attempted, on what.
-pub(crate) fn failed(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
-    let path = path.to_owned();
-    move |source| DiskError::Io { attempted, path, source }
-}
-
 /// The app's directory, and what is where in it.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -190,13 +91,15 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The app's directory itself must exist: a path that is mistyped must not become one.
+    /// The app's directory itself must exist: a path that is mistyped must not become one. It must
+    /// be Towline's: where it holds what others made, nothing is changed.
     pub fn prepare(&self) -> Result<(), DiskError> {
         let own = fs::metadata(&self.dir).map_err(failed("use the directory", &self.dir))?;
         if !own.is_dir() {
             let source = io::Error::from(io::ErrorKind::NotADirectory);
             return Err(failed("use the directory", &self.dir)(source));
         }
+        self.check_claim()?;
         let open =
             [self.releases(), self.dependencies(), self.shared(), self.log(), self.staging()];
         for dir in open {
@@ -340,11 +243,17 @@ impl Store {
         for entry in fs::read_dir(&staging).map_err(failed("read", &staging))?.flatten() {
             remove_tree(&entry.path()).map_err(failed("remove", &entry.path()))?;
         }
-        // Without its marker a release, or a tree, is a leftover of a crash.
-        for dir in [self.releases(), self.dependencies()] {
+        // Without its marker a release, or a tree, is a leftover of a crash. Other names are those of
+        // others.
+        for (dir, is_own) in [
+            (self.releases(), claim::is_release as fn(&str) -> bool),
+            (self.dependencies(), claim::is_key),
+        ] {
             for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
                 let path = entry.path();
-                let is_leftover = path.is_dir() && !marker_path(&path).exists();
+                let is_leftover = entry.file_name().to_str().is_some_and(is_own)
+                    && path.is_dir()
+                    && !marker_path(&path).exists();
                 let is_live =
                     fs::read_link(self.current()).is_ok_and(|link| path == self.dir.join(link));
                 if is_leftover && !is_live {
@@ -406,20 +315,6 @@ impl Store {
         complete(staged, &release, marker)
     }
 
-    /// Checks that `current` is a link, or absent, so that it can be replaced.
-    ///
-    /// # Errors
-    ///
-    /// It is anything else, which is not the agent's to remove.
-    pub fn check_current(&self) -> Result<(), DiskError> {
-        let current = self.current();
-        if fs::symlink_metadata(&current).is_ok_and(|meta| !meta.is_symlink()) {
-            let source = io::Error::from(io::ErrorKind::IsADirectory);
-            return Err(failed("replace", &current)(source));
-        }
-        Ok(())
-    }
-
     /// Points `current` at a complete release.
     ///
     /// # Errors
@@ -446,8 +341,9 @@ impl Store {
         durable::sync_dir(&self.dir).map_err(failed("make durable", &self.dir))
     }
 
-    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those that
-    /// a process lives in; then dependency trees beyond `trees` that no release left uses.
+    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those whose
+    /// names are in `in_use`, because a process lives there; then dependency trees beyond `trees`
+    /// that no release left uses.
     ///
     /// # Errors
     ///
@@ -455,7 +351,7 @@ impl Store {
     pub fn prune(
         &self,
         keep: &BTreeSet<Revision>,
-        in_use: &BTreeSet<PathBuf>,
+        in_use: &BTreeSet<String>,
         count: usize,
         trees: usize,
     ) -> Result<usize, DiskError> {
@@ -465,7 +361,7 @@ impl Store {
         for revision in &complete {
             let release = self.release(revision);
             let is_needed = keep.contains(revision)
-                || in_use.contains(&release)
+                || in_use.contains(revision.as_str())
                 || self.live().as_ref() == Some(revision);
             if surplus == 0 || is_needed {
                 continue;
@@ -481,8 +377,8 @@ impl Store {
         let dir = self.dependencies();
         for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
             let path = entry.path();
-            let is_used = entry.file_name().to_str().is_some_and(|key| used.contains(key));
-            if path.is_dir() && !is_used {
+            let is_unused = |key: &str| claim::is_key(key) && !used.contains(key);
+            if path.is_dir() && entry.file_name().to_str().is_some_and(is_unused) {
                 let made = fs::metadata(marker_path(&path)).and_then(|meta| meta.modified()).ok();
                 unused.push((made, path));
             }
@@ -593,7 +489,7 @@ mod tests {
         let revision = make(&store, 'a', None);
         fs::create_dir(store.current()).unwrap();
         let error = store.swap(&revision).unwrap_err();
-        assert!(error.hint().unwrap().contains("not a link"), "{error}");
+        assert!(error.hint().unwrap().contains("away once"), "{error}");
         assert!(store.current().is_dir());
     }
 
@@ -603,7 +499,7 @@ mod tests {
         let all: Vec<Revision> = "abcdef".chars().map(|digit| make(&store, digit, None)).collect();
         store.swap(&all[1]).unwrap();
         let keep = BTreeSet::from([all[0].clone()]);
-        let in_use = BTreeSet::from([store.release(&all[2])]);
+        let in_use = BTreeSet::from([all[2].to_string()]);
         assert_eq!(store.prune(&keep, &in_use, 4, 4).unwrap(), 2);
         let left = store.complete();
         // Kept by name, by `current` and by a process; of the others the newest.
@@ -613,16 +509,20 @@ mod tests {
     #[test]
     fn dependency_trees_are_pruned_by_count_and_never_while_used() {
         let (_dir, store) = store();
-        for key in ["k1", "k2", "k3"] {
+        let keys = ["1", "2", "3"].map(|digit| digit.repeat(64));
+        for key in &keys {
             let staged = store.staging().join("x");
             fs::create_dir(&staged).unwrap();
             complete(&staged, &store.dependencies().join(key), &key).unwrap();
         }
-        make(&store, 'a', Some("k1"));
+        let foreign = store.dependencies().join("python");
+        fs::create_dir(&foreign).unwrap();
+        make(&store, 'a', Some(&keys[0]));
         store.prune(&BTreeSet::new(), &BTreeSet::new(), 5, 1).unwrap();
-        assert!(store.dependencies().join("k1").exists());
-        assert!(!store.dependencies().join("k2").exists());
-        assert!(!store.dependencies().join("k3").exists());
+        assert!(store.dependencies().join(&keys[0]).exists());
+        assert!(!store.dependencies().join(&keys[1]).exists());
+        assert!(!store.dependencies().join(&keys[2]).exists());
+        assert!(foreign.exists(), "it is no tree of ours");
     }
 
     #[test]
@@ -631,7 +531,12 @@ mod tests {
         let whole = make(&store, 'a', None);
         fs::create_dir_all(store.staging().join("b/c")).unwrap();
         fs::create_dir_all(store.release(&revision('b'))).unwrap();
+        let foreign = [store.releases().join("20240101120000"), store.dependencies().join("venv")];
+        for dir in &foreign {
+            fs::create_dir(dir).unwrap();
+        }
         store.clear_staging().unwrap();
+        assert!(foreign.iter().all(|dir| dir.exists()), "what others made is theirs");
         assert_eq!(fs::read_dir(store.staging()).unwrap().count(), 0);
         assert!(!store.release(&revision('b')).exists(), "it has no marker");
         assert!(store.release(&whole).exists());

@@ -51,6 +51,31 @@ pub fn short_line(text: &str, chars_max: usize) -> String {
     }
 }
 
+/// Returns the first and the last `count` lines of a text, and a mark where lines between were left
+/// out: some programs tell the cause first and help last, others the other way round.
+#[must_use]
+pub fn ends(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    if lines.len() <= 2 * count {
+        return lines.join("\n");
+    }
+    let (head, tail) = (&lines[..count], &lines[lines.len() - count..]);
+    [head, &["…"], tail].concat().join("\n")
+}
+
+/// Returns the line of a command's output that tells most, for where only one can be shown: the first
+/// that speaks of an error in more than a word, else the last.
+#[must_use]
+pub fn telling_line(text: &str) -> Option<&str> {
+    const LETTERS_MIN: usize = 13;
+    let says = |line: &&str| {
+        line.to_ascii_lowercase().contains("error")
+            && line.chars().filter(|c| c.is_alphabetic()).count() >= LETTERS_MIN
+    };
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    lines.clone().find(says).or_else(|| lines.next_back())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +92,34 @@ mod tests {
         }
         assert_eq!(short_line("abcdef", 3), "abc…");
         assert_eq!(short_line("abc", 3), "abc");
+    }
+
+    #[test]
+    fn of_a_long_text_both_ends_are_shown() {
+        let text: String = (1..=21).map(|number| format!("{number}\n")).collect();
+        let cases = [
+            ("nothing", "", 10, ""),
+            ("as it is", "a\nb\n\n", 1, "a\nb"),
+            ("one more", "a\nb\nc", 1, "a\n…\nc"),
+            ("many", text.as_str(), 2, "1\n2\n…\n20\n21"),
+        ];
+        for (rule, text, count, expected) in cases {
+            assert_eq!(ends(text, count), expected, "{rule}");
+        }
+    }
+
+    #[test]
+    fn the_line_that_tells_most_is_found() {
+        let npm =
+            "npm warn old\nnpm error\nnpm error code E404\nnpm error A complete log is in x\n";
+        let cases = [
+            ("npm", npm, Some("npm error code E404")),
+            ("any case", "x\nModuleNotFoundError: no y\nz", Some("ModuleNotFoundError: no y")),
+            ("a word is too little", "npm ERROR!\nlast\n\n", Some("last")),
+            ("nothing", "\n \n", None),
+        ];
+        for (rule, text, expected) in cases {
+            assert_eq!(telling_line(text), expected, "{rule}");
+        }
     }
 }

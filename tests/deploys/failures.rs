@@ -1,6 +1,6 @@
 //! Revisions that fail, and what serves afterwards.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use towline_tests::app::Kind;
 use towline_tests::origin::Fault;
 
@@ -93,7 +93,9 @@ pub(super) fn with_install(world: &mut World, command: &str) -> String {
 #[test]
 fn an_install_that_fails_or_hangs_touches_nothing_and_is_tried_again() {
     let (mut world, good) = World::serving(Kind::Plain);
-    for (command, said) in [("echo no registry >&2; exit 3", "status 3"), ("sleep 1000", "2 s")] {
+    let hidden = "seq 100; echo error: no registry is there; seq 101 150; exit 3";
+    let told = "status 3: error: no registry is there";
+    for (command, said) in [(hidden, told), ("sleep 1000", "2 s")] {
         let bad = with_install(&mut world, command);
         world.host.target(&bad);
         let status = world.host.await_status("a second attempt to fail", |status| {
@@ -105,6 +107,41 @@ fn an_install_that_fails_or_hangs_touches_nothing_and_is_tried_again() {
         assert_eq!(status["failure"]["cause"], "install");
         assert_eq!(world.host.served().as_ref(), Some(&good), "nothing live was touched");
         assert_eq!(world.host.processes("sleep 1000"), Vec::<u32>::new());
+        let log = world.host.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let line = lines.find(|line| {
+            line["message"] == "prepare failed; what serves is kept" && line["revision"] == bad
+        });
+        let output = line.expect("it names the revision")["output"].take();
+        if command == hidden {
+            let output: Vec<&str> = output.as_str().expect("a text").lines().collect();
+            assert_eq!((output[0], output[9], output[10]), ("1", "10", "…"));
+            assert_eq!((output[11], output[20], output.len()), ("141", "150", 21));
+        }
+    }
+}
+
+#[test]
+fn what_installs_the_same_way_every_time_is_refused_once() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    let link = "mkdir made; ln -s /usr/bin/env made/python3";
+    let script = "mkdir made; printf '#!%s/made/python\\n' \"$PWD\" >made/pip; chmod +x made/pip";
+    let cases = [
+        ("true", "made no made", "install.outputs"),
+        (link, "out of the installed tree", "--target vendor"),
+        (script, "made/pip is run by a program in", "--target vendor"),
+    ];
+    for (command, said, hint) in cases {
+        let bad = with_install(&mut world, command);
+        world.host.target(&bad);
+        let status = world.host.await_status(said, |status| {
+            status["failure"]["revision"] == bad.as_str() && status["phase"] == "idle"
+        });
+        let failure = &status["failure"];
+        assert_eq!((&failure["cause"], &failure["attempt"]), (&"refused".into(), &1.into()));
+        let detail = failure["detail"].as_str().unwrap();
+        assert!(detail.contains(said) && detail.contains(hint), "{detail}");
+        assert_eq!(world.host.served().as_ref(), Some(&good), "nothing live was touched");
     }
 }
 

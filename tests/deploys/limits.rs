@@ -10,13 +10,15 @@ use super::World;
 const ENTRIES: usize = 24;
 const DEPTH: usize = 3;
 const PATH_BYTES: usize = 40;
-const BYTES: usize = 1 << 20;
+const BYTES: usize = 2 << 20;
+const FILE_BYTES: usize = 1 << 20;
 
 type Files = Vec<(String, Vec<u8>, bool)>;
 
 fn world() -> World {
     let limits = format!(
-        "[limits]\nentries = {ENTRIES}\ndepth = {DEPTH}\npath_bytes = {PATH_BYTES}\ntree_mib = 1\n"
+        "[limits]\nentries = {ENTRIES}\ndepth = {DEPTH}\npath_bytes = {PATH_BYTES}\ntree_mib = 2\n\
+         file_mib = 1\n"
     );
     World::with(Kind::Plain, "branch = \"main\"\n", &limits)
 }
@@ -40,8 +42,9 @@ fn fill(files: &mut Files, count: usize) {
     assert_eq!(entries(files), count);
 }
 
-/// Adds what brings all files to so many bytes.
+/// Adds what brings all files to so many bytes: one as large as a file may be, and the rest.
 fn weigh(files: &mut Files, bytes: usize) {
+    add(files, "large", FILE_BYTES);
     let own: usize = files.iter().map(|(_, content, _)| content.len()).sum();
     add(files, "weight", bytes - own);
 }
@@ -81,7 +84,7 @@ fn each_limit_holds_to_the_entry_and_to_the_byte() {
     world.host.await_serving(&full);
     let before = on_disk(&world);
     type Edit = fn(&mut Files);
-    let cases: [(Edit, &str, &str); 5] = [
+    let cases: [(Edit, &str, &str); 6] = [
         (|files| fill(files, ENTRIES + 1), "is entry number 25", "limits.entries"),
         (
             |files| add(files, nested(DEPTH + 1), 0),
@@ -99,7 +102,12 @@ fn each_limit_holds_to_the_entry_and_to_the_byte() {
             "p is a path of 41 bytes",
             "limits.path_bytes",
         ),
-        (|files| weigh(files, BYTES + 1), " brings the tree to 1048577 bytes", "limits.tree_mib"),
+        (|files| weigh(files, BYTES + 1), " brings the tree to 2097153 bytes", "limits.tree_mib"),
+        (
+            |files| add(files, "large", FILE_BYTES + 1),
+            "large has 1048577 bytes, more than 1048576",
+            "limits.file_mib",
+        ),
     ];
     for (edit, said, limit) in cases {
         let over = world.commit_with(edit);

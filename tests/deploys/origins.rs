@@ -1,7 +1,8 @@
 //! Origins: private ones, slow ones, and those that lead elsewhere.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::Command;
 
 use towline_tests::app::Kind;
 use towline_tests::host::Host;
@@ -109,20 +110,84 @@ fn an_origin_that_trickles_is_given_up_at_the_total_deadline() {
 
 #[test]
 fn a_broken_cache_is_made_anew() {
-    let (mut world, _) = World::serving(Kind::Plain);
-    let cache = world.host.dir().join(".towline/git");
-    fs::remove_file(cache.join("HEAD")).unwrap();
-    fs::write(cache.join("config.lock"), "").unwrap();
-    let next = world.commit_good();
-    world.host.target(&next);
-    world.host.await_serving(&next);
-    assert!(cache.with_extension("broken").exists());
-    for entry in fs::read_dir(cache.join("objects/pack")).unwrap() {
-        fs::write(entry.unwrap().path(), "").unwrap();
+    for branch in ["branch = \"main\"\n", ""] {
+        let mut world = World::with(Kind::Plain, branch, "");
+        let good = world.commit_good();
+        world.host.target(&good);
+        world.host.run();
+        world.host.await_serving(&good);
+        let cache = world.host.dir().join(".towline/git");
+        fs::remove_file(cache.join("HEAD")).unwrap();
+        fs::write(cache.join("config.lock"), "").unwrap();
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_serving(&next);
+        assert!(cache.with_extension("broken").exists());
+        for entry in fs::read_dir(cache.join("objects/pack")).unwrap() {
+            fs::write(entry.unwrap().path(), "").unwrap();
+        }
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_serving(&next);
     }
-    let next = world.commit_good();
-    world.host.target(&next);
-    world.host.await_serving(&next);
+}
+
+/// Spoils the bytes of a committed file in the cache; what it is and how large stays legible.
+fn damage(world: &World, revision: &str, path: &str) {
+    let cache = world.host.dir().join(".towline/git");
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(&cache).args(arguments).output();
+        let output = output.expect("git is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("it is text")
+    };
+    let id = git(&["rev-parse", &format!("{revision}:{path}")]);
+    let packs = fs::read_dir(cache.join("objects/pack")).expect("the cache has packs");
+    let packs = packs.map(|entry| entry.expect("ours").path());
+    let mut damaged = 0;
+    for index in packs.filter(|path| path.extension().is_some_and(|kind| kind == "idx")) {
+        let objects = git(&["verify-pack", "-v", index.to_str().expect("it is text")]);
+        // Id, kind, size, size in the pack, offset.
+        let Some(object) = objects.lines().find(|line| line.starts_with(id.trim())) else {
+            continue;
+        };
+        let number = |at: usize| -> u64 {
+            object.split_whitespace().nth(at).and_then(|word| word.parse().ok()).expect("a number")
+        };
+        let pack = index.with_extension("pack");
+        fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        let file = fs::File::options().write(true).open(&pack).expect("it is ours");
+        // The second half of it.
+        let (from, to) = (number(4) + number(3) / 2, number(4) + number(3));
+        let spoilt = vec![0xff; usize::try_from(to - from).expect("it is small")];
+        file.write_all_at(&spoilt, from).expect("it is ours");
+        damaged += 1;
+    }
+    assert!(damaged > 0, "{path} is in a pack");
+}
+
+#[test]
+fn a_cache_with_a_damaged_file_heals() {
+    // The recipe is read first, a small file while the tree is walked, a large one when it is written.
+    let large: String = (0..2_000).map(|number| format!("line {number}\n")).collect();
+    for path in ["towline.toml", "parent.txt", "large.txt"] {
+        let mut world = World::new(Kind::Plain);
+        let good = world.commit_with(|files| {
+            files.push(("large.txt".to_owned(), large.clone().into_bytes(), false));
+        });
+        world.host.target(&good);
+        let (code, said) = world.host.once();
+        assert_eq!(code, 0, "{said}");
+        world.host.kill_app();
+        damage(&world, &good, path);
+        let dir = world.host.dir();
+        fs::remove_file(dir.join("current")).unwrap();
+        fs::remove_file(dir.join("releases").join(format!("{good}.json"))).unwrap();
+        fs::remove_dir_all(dir.join("releases").join(&good)).unwrap();
+        world.host.run();
+        world.host.await_serving(&good);
+        assert!(world.host.log().contains("could not read"), "the damage was met: {path}");
+    }
 }
 
 #[test]

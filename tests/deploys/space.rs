@@ -84,6 +84,25 @@ fn a_disk_that_others_have_filled_is_told_before_the_first_write() {
 }
 
 #[test]
+fn caches_that_have_outgrown_their_limits_make_room_first() {
+    let Some((mut world, _mount, _)) = serving(24, 16) else { return };
+    assert!(world.host.terminate().success());
+    world.host.reconfigure("free_mib = 16", "free_mib = 16\ngit_mib = 1\npackage_cache_mib = 1");
+    for cache in [".towline/git", "cache"] {
+        let dir = world.host.dir().join(cache);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("ballast"), vec![0; 12 * MIB]).unwrap();
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.run();
+        world.host.await_serving(&next);
+        assert!(!dir.join("ballast").exists(), "{cache}");
+        assert!(world.host.log().contains("cache, to make room"), "{cache}");
+        assert!(world.host.terminate().success());
+    }
+}
+
+#[test]
 fn a_fetch_ends_before_it_takes_what_stays_free() {
     let Some((mut world, mount, good)) = serving(16, 6) else { return };
     let next = world.commit_with(|files| files.push(("large".to_owned(), noise(13 * MIB), false)));

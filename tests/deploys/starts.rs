@@ -1,6 +1,7 @@
 //! What is wrong with the host ends the start with 78, says what it is, and changes nothing.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use nix::unistd::geteuid;
 use towline_tests::app::Kind;
@@ -100,6 +101,34 @@ fn a_place_that_is_none_ends_the_start() {
 }
 
 #[test]
+fn what_others_deployed_here_ends_the_start_and_stays() {
+    let (world, good) = world();
+    let dir = world.host.dir();
+    let old = dir.join("releases/20240101120000");
+    fs::create_dir_all(&old).unwrap();
+    let said = refusal(&world);
+    assert!(said.contains("holds 20240101120000, which is not Towline's"), "{said}");
+    assert!(said.contains("hint: name an empty directory"), "{said}");
+    assert!(old.exists() && !dir.join(".towline").exists(), "nothing was changed");
+    fs::remove_dir_all(dir.join("releases")).unwrap();
+
+    let current = dir.join("current");
+    for is_dir in [true, false] {
+        if is_dir {
+            fs::create_dir(&current).unwrap();
+        } else {
+            symlink("shared", &current).unwrap();
+        }
+        let said = refusal(&world);
+        assert!(said.contains("not a link to a release") && said.contains("hint: move"), "{said}");
+        fs::rename(&current, dir.join(format!("aside-{is_dir}"))).unwrap();
+    }
+    let (code, said) = world.host.once();
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(world.host.served(), Some(good));
+}
+
+#[test]
 fn a_read_only_directory_ends_the_start_and_what_serves_goes_on() {
     let (mut world, good) = world();
     let dir = world.host.dir();
@@ -169,6 +198,26 @@ fn a_live_release_that_nothing_can_find_or_start_ends_the_start() {
     let (code, said) = world.host.once();
     assert_eq!(code, 0, "{said}");
     assert_eq!(world.host.served(), Some(next));
+}
+
+#[test]
+fn a_release_of_a_newer_agent_ends_the_start_and_is_kept() {
+    let (mut world, good) = world();
+    let (code, said) = world.host.once();
+    assert_eq!(code, 0, "{said}");
+    let marker = world.host.dir().join("releases").join(format!("{good}.json"));
+    let text = fs::read_to_string(&marker).unwrap();
+    fs::write(&marker, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    let next = world.commit_good();
+    world.host.target(&next);
+    let said = refusal(&world);
+    assert!(said.contains("was written by a newer agent (version 2)"), "{said}");
+    assert!(said.contains("hint: install that agent again"), "{said}");
+    assert_eq!(world.host.current(), Some(good.clone()));
+    assert_eq!(world.host.served(), Some(good));
+    fs::write(&marker, text).unwrap();
+    let (code, said) = world.host.once();
+    assert_eq!(code, 0, "{said}");
 }
 
 #[test]

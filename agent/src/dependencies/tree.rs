@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::RelativePath;
 
 use super::absent;
@@ -14,6 +16,9 @@ use crate::release::{DiskError, failed, links};
 
 /// Directories deeper than this are no dependency tree.
 const DEPTH_MAX: usize = 128;
+
+/// How much of an executable file is looked at: more than the longest path in each of two lines.
+const HEAD_BYTES: u64 = 8192 + 512;
 
 /// What an installed tree must not hold.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,20 @@ pub enum TreeFault {
         /// Where to.
         target: PathBuf,
     },
+    /// A script whose interpreter lies where the install ran: gone once the tree is moved.
+    #[error("{} is run by a program in {}, which the tree is moved out of", path.display(), staging.display())]
+    Staging {
+        /// Where.
+        path: PathBuf,
+        /// Where the install ran.
+        staging: PathBuf,
+    },
+    /// Folders within folders without end.
+    #[error("{} is more than {DEPTH_MAX} folders deep", path.display())]
+    Deep {
+        /// Where.
+        path: PathBuf,
+    },
     /// The tree could not be read.
     #[error("could not read {}", path.display())]
     Read {
@@ -47,6 +66,31 @@ pub enum TreeFault {
         /// What the operating system said.
         source: io::Error,
     },
+}
+
+impl TreeFault {
+    /// Returns the next thing for an operator to try.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            TreeFault::Outside { .. } | TreeFault::Staging { .. } => Some(
+                "install with copies, not links; for Python: `python3 -m pip install --target \
+                 vendor -r requirements.txt`, and start with PYTHONPATH=vendor: a virtual \
+                 environment cannot be moved"
+                    .to_owned(),
+            ),
+            TreeFault::Special { .. } | TreeFault::SetId { .. } => {
+                Some("have the install command leave it out, or remove it".to_owned())
+            }
+            TreeFault::Deep { .. } | TreeFault::Read { .. } => None,
+        }
+    }
+
+    /// Is the tree to blame, so that installing it again would help nobody?
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, TreeFault::Read { .. })
+    }
 }
 
 /// Collects the contents of an input, a file or a folder, for the key: path → mode, content.
@@ -134,11 +178,28 @@ pub(super) fn copy_input(
     Ok(())
 }
 
-/// Checks an output below `root`, before it is moved.
-pub(super) fn check(root: &Path, output: &Path) -> Result<(), TreeFault> {
+/// Fails once the work is no longer wanted.
+fn go_on(stop: &CancellationToken) -> io::Result<()> {
+    if stop.is_cancelled() {
+        return Err(io::Error::new(io::ErrorKind::Interrupted, "told to stop"));
+    }
+    Ok(())
+}
+
+/// Checks an output below `root`, before it is moved out of `staging`.
+pub(super) fn check(
+    root: &Path,
+    output: &Path,
+    staging: &Path,
+    stop: &CancellationToken,
+) -> Result<(), TreeFault> {
+    let mut homes = vec![staging.to_owned()];
+    // A program may know the place by the path that the kernel has for it.
+    homes.extend(staging.canonicalize());
     let mut paths = vec![output.to_owned()];
     while let Some(path) = paths.pop() {
         let read = |source| TreeFault::Read { path: path.clone(), source };
+        go_on(stop).map_err(read)?;
         let meta = fs::symlink_metadata(&path).map_err(read)?;
         let kind = meta.file_type();
         if kind.is_symlink() {
@@ -150,10 +211,7 @@ pub(super) fn check(root: &Path, output: &Path) -> Result<(), TreeFault> {
             }
         } else if kind.is_dir() {
             if path.components().count() - root.components().count() > DEPTH_MAX {
-                return Err(TreeFault::Read {
-                    path,
-                    source: io::ErrorKind::InvalidFilename.into(),
-                });
+                return Err(TreeFault::Deep { path });
             }
             for entry in fs::read_dir(&path).map_err(read)? {
                 paths.push(entry.map_err(read)?.path());
@@ -166,15 +224,36 @@ pub(super) fn check(root: &Path, output: &Path) -> Result<(), TreeFault> {
             return Err(TreeFault::Special { path });
         } else if meta.mode() & 0o6000 != 0 {
             return Err(TreeFault::SetId { path });
+        } else if meta.mode() & 0o111 != 0 {
+            let head = head(&path).map_err(read)?;
+            if let Some(staging) = homes.iter().find(|home| is_run_from(&head, home)) {
+                return Err(TreeFault::Staging { path, staging: staging.clone() });
+            }
         }
     }
     Ok(())
 }
 
+/// Returns a file's first bytes: as many as the kernel looks at, and some more.
+fn head(path: &Path) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    fs::File::open(path)?.take(HEAD_BYTES).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// Is a script with this beginning run by a program in `dir`? Where the path is too long for the kernel,
+/// pip has a shell run it from the second line.
+fn is_run_from(head: &[u8], dir: &Path) -> bool {
+    let dir = [dir.as_os_str().as_bytes(), b"/"].concat();
+    let mut lines = head.split(|&byte| byte == b'\n').take(2);
+    head.starts_with(b"#!") && lines.any(|line| line.windows(dir.len()).any(|part| part == dir))
+}
+
 /// Makes a tree root's and read-only; times are kept.
-pub(super) fn seal(tree: &Path) -> io::Result<()> {
+pub(super) fn seal(tree: &Path, stop: &CancellationToken) -> io::Result<()> {
     let mut paths = vec![tree.to_owned()];
     while let Some(path) = paths.pop() {
+        go_on(stop)?;
         let meta = fs::symlink_metadata(&path)?;
         lchown(&path, Some(0), Some(0))?;
         if meta.is_symlink() {
@@ -194,9 +273,10 @@ pub(super) fn seal(tree: &Path) -> io::Result<()> {
 }
 
 /// Recreates a tree at `to`, with hard links to its files where `hard`, copies elsewhere.
-pub(super) fn link(from: &Path, to: &Path, hard: bool) -> io::Result<()> {
+pub(super) fn link(from: &Path, to: &Path, hard: bool, stop: &CancellationToken) -> io::Result<()> {
     let mut pairs = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = pairs.pop() {
+        go_on(stop)?;
         let meta = fs::symlink_metadata(&from)?;
         if meta.is_dir() {
             fs::create_dir(&to)?;
@@ -220,26 +300,58 @@ pub(super) fn link(from: &Path, to: &Path, hard: bool) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn checked(root: &Path) -> Result<(), TreeFault> {
+        check(root, root, Path::new("/srv/web/staging"), &CancellationToken::new())
+    }
+
+    #[test]
+    fn scripts_that_run_where_the_install_ran_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pip");
+        let python = "/srv/web/staging/install/install/.venv/bin/python3";
+        let (venv, long) = (format!("#!{python}\n"), format!("#!/bin/sh\n'''exec' \"{python}\"\n"));
+        let cases = [
+            ("another interpreter", "#!/usr/bin/env python3\n", 0o755, true),
+            ("a virtual environment", venv.as_str(), 0o755, false),
+            ("one of a long path", long.as_str(), 0o755, false),
+            ("further down it is text", "#!/bin/sh\n\n/srv/web/staging/x\n", 0o755, true),
+            ("nobody runs it", venv.as_str(), 0o644, true),
+            ("no script", "/srv/web/staging/x\n", 0o755, true),
+            ("another place", "#!/srv/web/staging2/x\n", 0o755, true),
+        ];
+        for (rule, text, mode, is_fine) in cases {
+            fs::write(&file, text).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            match checked(dir.path()) {
+                Ok(()) => assert!(is_fine, "{rule}"),
+                Err(fault) => {
+                    assert!(!is_fine && matches!(fault, TreeFault::Staging { .. }), "{rule}");
+                    assert!(fault.hint().unwrap().contains("pip install --target"), "{rule}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_must_not_be_linked_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tool");
         fs::write(&file, "x").unwrap();
-        check(dir.path(), dir.path()).unwrap();
+        checked(dir.path()).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o4755)).unwrap();
-        assert!(matches!(check(dir.path(), dir.path()), Err(TreeFault::SetId { .. })));
+        assert!(matches!(checked(dir.path()), Err(TreeFault::SetId { .. })));
         fs::remove_file(&file).unwrap();
         symlink("/etc", dir.path().join("etc")).unwrap();
-        assert!(matches!(check(dir.path(), dir.path()), Err(TreeFault::Outside { .. })));
+        assert!(matches!(checked(dir.path()), Err(TreeFault::Outside { .. })));
         fs::remove_file(dir.path().join("etc")).unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         symlink("../..", dir.path().join("a/b/top")).unwrap();
-        check(dir.path(), dir.path()).unwrap();
+        checked(dir.path()).unwrap();
         symlink("top/../..", dir.path().join("a/b/out")).unwrap();
-        assert!(matches!(check(dir.path(), dir.path()), Err(TreeFault::Outside { .. })));
+        assert!(matches!(checked(dir.path()), Err(TreeFault::Outside { .. })));
         fs::remove_file(dir.path().join("a/b/out")).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
-        assert!(matches!(check(dir.path(), dir.path()), Err(TreeFault::Special { .. })));
+        assert!(matches!(checked(dir.path()), Err(TreeFault::Special { .. })));
     }
 
     #[test]
@@ -253,7 +365,7 @@ mod tests {
         symlink("a/x", from.join("l")).unwrap();
         for (hard, name) in [(false, "copied"), (true, "linked")] {
             let to = to.with_extension(name);
-            link(&from, &to, hard).unwrap();
+            link(&from, &to, hard, &CancellationToken::new()).unwrap();
             let (one, other) = (from.join("a/x"), to.join("a/x"));
             let same = fs::metadata(&one).unwrap().ino() == fs::metadata(&other).unwrap().ino();
             assert_eq!(same, hard);

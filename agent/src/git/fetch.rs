@@ -15,6 +15,7 @@ use git2::{
     AutotagOption, ErrorClass, FetchOptions, ObjectType, Oid, Repository, RepositoryInitOptions,
 };
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 
@@ -201,12 +202,14 @@ impl Cache {
         if revision.as_str().len() > 40 {
             return Err(FetchError::Sha256 { revision: revision.clone() });
         }
-        match self.attempt(origin, revision, handle, stop, room) {
+        // One for all rounds: by id, by the branch, and both once more in a new cache.
+        let deadline = Instant::now() + origin.total;
+        match self.attempt(origin, revision, handle, stop, room, deadline) {
             Err(FetchError::Broken { .. }) => {
                 let disk = |source| FetchError::Disk { dir: self.dir.clone(), source };
                 set_aside(&self.dir).map_err(disk)?;
                 *self = Cache::open(&self.dir)?;
-                self.attempt(origin, revision, handle, stop, room)?;
+                self.attempt(origin, revision, handle, stop, room, deadline)?;
                 Ok(Fetched { set_aside: true })
             }
             other => other.map(|()| Fetched { set_aside: false }),
@@ -220,9 +223,10 @@ impl Cache {
         handle: &Handle,
         stop: &CancellationToken,
         room: &Room,
+        deadline: Instant,
     ) -> Result<(), FetchError> {
         let get = |refspec: &str, depth: Option<i32>| {
-            http::with(origin, handle, stop, room, || self.run(origin, refspec, depth))
+            http::with(origin, handle, stop, room, deadline, || self.run(origin, refspec, depth))
         };
         let kept = format!("{RELEASES}{revision}");
         if !origin.verify_branch {
@@ -231,6 +235,7 @@ impl Cache {
                 (Ok(()), _) if self.has(revision) => return Ok(()),
                 (Ok(()), _) => return Err(self.broken()),
                 (Err(error), None) if is_about_space(&error) => return Err(self.full()),
+                (Err(error), None) if is_about_objects(&error) => return Err(self.broken()),
                 // Not by its id, or not shallow: that leaves the branch.
                 (Err(_), None | Some(TransportError::Refused { .. })) => {}
                 (Err(_), Some(error)) => return Err(error.into()),

@@ -164,12 +164,14 @@ pub fn initialise() {
     });
 }
 
-/// Runs `work` with a transport for `origin`; its error, if any, is the second value.
+/// Runs `work` with a transport for `origin`; its error, if any, is the second value. `deadline` is the
+/// whole fetch's, of which this may be one round.
 pub(super) fn with<T>(
     origin: &Origin,
     handle: &Handle,
     stop: &CancellationToken,
     room: &Room,
+    deadline: Instant,
     work: impl FnOnce() -> T,
 ) -> (T, Option<TransportError>) {
     let context = Arc::new(Context {
@@ -182,7 +184,7 @@ pub(super) fn with<T>(
         room: Arc::clone(room),
         stall: origin.stall,
         total: origin.total,
-        deadline: Instant::now() + origin.total,
+        deadline,
         error: Mutex::new(None),
     });
     CONTEXT.with(|own| *own.borrow_mut() = Some(Arc::clone(&context)));
@@ -487,6 +489,29 @@ mod tests {
         context.deadline = Instant::now();
         let outcome = context.wait(&url, ready());
         assert!(matches!(outcome, Err(TransportError::TooSlow { .. })), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_round_gets_no_more_time_than_its_fetch_has_left() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let origin = Origin {
+            url: Url::parse("https://git.example/a.git").unwrap(),
+            branch: None,
+            token: None,
+            verify_branch: false,
+            stall: Duration::from_secs(60),
+            total: Duration::from_secs(60),
+            client: Client::new(),
+        };
+        let (stop, room): (_, Room) = (CancellationToken::new(), Arc::new(|| Ok(())));
+        let over = Instant::now();
+        let ((), error) = with(&origin, runtime.handle(), &stop, &room, over, || {
+            let context = CONTEXT.with(|own| own.borrow().clone()).unwrap();
+            let outcome = context.wait(&origin.url, std::future::ready(Ok(())));
+            drop(context.keep(outcome.unwrap_err()));
+        });
+        assert!(matches!(error, Some(TransportError::TooSlow { .. })), "{error:?}");
     }
 
     #[test]

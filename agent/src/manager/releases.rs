@@ -1,7 +1,7 @@
 //! Which releases are in live use, whatever `current` says.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Process, workers};
 use crate::process::{self, off_thread};
@@ -12,44 +12,45 @@ pub async fn are_of_one_release(process: &Process, releases: &Path) -> bool {
     directories(process, releases).await.len() <= 1
 }
 
-/// Returns a worker of the manager that works in another release than `release`, and in which.
-pub async fn stray(process: &Process, releases: &Path, release: &Path) -> Option<PathBuf> {
-    let release = release.canonicalize().ok()?;
-    directories(process, releases).await.into_iter().find(|directory| *directory != release)
+/// Returns the name of a release other than `own` that a worker of the manager works in.
+pub async fn stray(process: &Process, releases: &Path, own: &str) -> Option<String> {
+    directories(process, releases).await.into_iter().find(|name| name != own)
 }
 
-/// Returns the releases that the manager's workers work in.
-async fn directories(process: &Process, releases: &Path) -> BTreeSet<PathBuf> {
+/// Returns the names of the releases that the manager's workers work in.
+async fn directories(process: &Process, releases: &Path) -> BTreeSet<String> {
     let workers = workers(process).await;
     let releases = releases.to_owned();
     let read = move || {
         let releases = releases.canonicalize().unwrap_or(releases);
         let directories =
             workers.iter().filter_map(|worker| process::working_directory(worker.pid));
-        directories.filter_map(|directory| within(&releases, &directory)).collect()
+        directories.filter_map(|directory| release_of(&releases, &directory)).collect()
     };
     off_thread(read).await.unwrap_or_default()
 }
 
-/// Returns the release that a path lies in.
-fn within(releases: &Path, path: &Path) -> Option<PathBuf> {
+/// Returns the name of the release that a path lies in.
+fn release_of(releases: &Path, path: &Path) -> Option<String> {
     let below = path.strip_prefix(releases).ok()?;
-    Some(releases.join(below.components().next()?))
+    Some(below.components().next()?.as_os_str().to_str()?.to_owned())
 }
 
-/// Returns the releases that some process works in, or runs an executable of.
+/// Returns the names of the releases that some process works in, or runs an executable of.
+///
+/// Names, because the kernel knows a process's directory by another path where a link leads to ours.
 ///
 /// A process of another user shows neither to an agent that is not root. Blocks while `/proc` is
 /// read.
 #[must_use]
-pub fn releases_in_use(releases: &Path) -> BTreeSet<PathBuf> {
+pub fn releases_in_use(releases: &Path) -> BTreeSet<String> {
     let releases = releases.canonicalize().unwrap_or_else(|_| releases.to_owned());
     process::all()
         .iter()
         .flat_map(|stat| [process::working_directory(stat.pid), process::executable(stat.pid)])
         .flatten()
-        .filter_map(|path| within(&releases, &path))
+        .filter_map(|path| release_of(&releases, &path))
         // One that was removed is shown as `<name> (deleted)`.
-        .filter(|release| release.is_dir())
+        .filter(|name| releases.join(name).is_dir())
         .collect()
 }

@@ -133,10 +133,18 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 /// Returns how many bytes of disk a tree takes, as far as it can be read. Links are not followed.
 #[must_use]
 pub fn size_bytes(tree: &Path) -> u64 {
-    let mut bytes: u64 = 0;
+    measure(tree).0
+}
+
+/// Returns how many bytes of disk a tree takes, and how many files, directories and links it holds, as
+/// far as it can be read.
+#[must_use]
+pub fn measure(tree: &Path) -> (u64, u64) {
+    let (mut bytes, mut entries): (u64, u64) = (0, 0);
     let mut dirs = vec![tree.to_owned()];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            entries += 1;
             match entry.metadata() {
                 Ok(meta) if meta.is_dir() => dirs.push(entry.path()),
                 Ok(meta) => bytes = bytes.saturating_add(meta.blocks() * 512),
@@ -144,7 +152,7 @@ pub fn size_bytes(tree: &Path) -> u64 {
             }
         }
     }
-    bytes
+    (bytes, entries)
 }
 
 fn unseal(tree: &Path) -> io::Result<()> {

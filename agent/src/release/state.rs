@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use towline_protocol::ids::Instance;
 use towline_protocol::report::Report;
 
+use super::claim::Versioned;
 use super::{DiskError, Store, durable, failed};
 use crate::journal::{self, Journal};
 
@@ -33,12 +34,6 @@ pub struct Status {
     pub written_s: u64,
     /// The agent that wrote it.
     pub pid: u32,
-}
-
-/// The version of a document, before anything else of it is believed.
-#[derive(Deserialize)]
-struct Versioned {
-    version: u32,
 }
 
 impl Store {

@@ -21,12 +21,20 @@ use towline_protocol::recipe::{Recipe, RecipeError, SIZE_BYTES_MAX};
 use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
-use super::Tools;
-use crate::dependencies::{self, InstallError, own_dir};
+use super::{Tools, activate};
+use crate::config::Keep;
+use crate::dependencies::{self, InstallError, Outputs, own_dir};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::machine::Outcome;
-use crate::release::{Barrier, DiskError, Marker, failed, remove_tree};
+use crate::release::{Barrier, DiskError, Marker, Store, failed, remove_tree};
+use crate::shown;
+
+/// How many lines of a failed command's output are logged, of its beginning and of its end.
+const OUTPUT_LINES: usize = 10;
+
+/// How much of the one line of it that a status shows.
+const LINE_CHARS_MAX: usize = 200;
 
 /// Why a release could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +69,8 @@ impl PrepareError {
             PrepareError::Recipe { .. }
             | PrepareError::NoRecipe { .. }
             | PrepareError::NotText { .. }
-            | PrepareError::SharedInTree { .. }
-            | PrepareError::Install(InstallError::InTree { .. }) => Cause::Refused,
+            | PrepareError::SharedInTree { .. } => Cause::Refused,
+            PrepareError::Install(source) if source.is_refusal() => Cause::Refused,
             PrepareError::Install(InstallError::Disk(_)) => Cause::Disk,
             PrepareError::Install(_) => Cause::Install,
             PrepareError::Tree { .. } | PrepareError::Disk(_) | PrepareError::Thread(_) => {
@@ -92,12 +100,25 @@ impl PrepareError {
     }
 
     /// What the failed command said, for the log.
-    fn output(&self) -> Option<String> {
+    fn output(&self) -> Option<&str> {
         match self {
             PrepareError::Install(
                 InstallError::Command(source) | InstallError::Runtime(source),
-            ) => source.log().map(str::to_owned),
+            ) => source.log(),
             _ => None,
+        }
+    }
+
+    /// All that a status has room for, in one line.
+    fn detail(&self) -> String {
+        let mut detail = error::chain(self);
+        if let Some(line) = self.output().and_then(shown::telling_line) {
+            detail.push_str(": ");
+            detail.push_str(&shown::short_line(line, LINE_CHARS_MAX));
+        }
+        match self.hint() {
+            Some(hint) => format!("{detail} ({hint})"),
+            None => detail,
         }
     }
 }
@@ -112,29 +133,39 @@ pub(super) async fn prepare(
     let work = Work { tools: &tools, revision: &revision, stop: &stop };
     let outcome = work.prepare(unless_like).await;
     // Whatever was left half done is of no use to the next attempt.
-    if let Err(error) = tools.store.clear_staging() {
+    if let Err(error) = clear_staging(&tools).await {
         warn!(error = error::chain(&error), "could not clear the staging area");
     }
     match outcome {
-        Ok(alike) => Outcome::Prepared { alike },
+        Ok(true) => Outcome::Prepared { alike: true },
+        Ok(false) => match activate::check_way(&tools, &revision, &stop).await {
+            Ok(()) => Outcome::Prepared { alike: false },
+            Err(detail) => {
+                if !stop.is_cancelled() {
+                    warn!(%revision, error = detail, "prepared, and this host is in the way");
+                }
+                Outcome::Failed(Cause::Host, detail)
+            }
+        },
         Err(error) => {
-            let chain = error::chain(&error);
             if !stop.is_cancelled() {
-                let output = error.output().map(|text| super::last_lines(&text, 20));
+                let output = error.output().map(|text| shown::ends(text, OUTPUT_LINES));
                 warn!(
-                    error = chain,
+                    %revision,
+                    error = error::chain(&error),
                     hint = error.hint(),
                     output,
                     "prepare failed; what serves is kept"
                 );
             }
-            let detail = match error.hint() {
-                Some(hint) => format!("{chain} ({hint})"),
-                None => chain,
-            };
-            Outcome::Failed(error.cause(), detail)
+            Outcome::Failed(error.cause(), error.detail())
         }
     }
+}
+
+async fn clear_staging(tools: &Tools) -> Result<(), PrepareError> {
+    let store = tools.store.clone();
+    Ok(spawn_blocking(move || store.clear_staging()).await??)
 }
 
 struct Work<'a> {
@@ -155,7 +186,7 @@ impl Work<'_> {
                 .is_some_and(|l| l.is_like(&marker)));
         }
         let started = Instant::now();
-        store.check_space(0, 0, self.tools.config.keep.free_mib)?;
+        self.space(0, 0).await?;
         self.fetch().await?;
         let fetch_ms = elapsed_ms(started);
         let (plan, text) = self.plan().await?;
@@ -166,7 +197,7 @@ impl Work<'_> {
             info!(revision = %self.revision, "same subtree and recipe as the live release: nothing to swap");
             return Ok(true);
         }
-        store.check_space(plan.bytes, plan.entries, self.tools.config.keep.free_mib)?;
+        self.space(plan.bytes, plan.entries).await?;
         let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
         let staged = store.staging().join("release");
         let entries = plan.entries;
@@ -181,6 +212,21 @@ impl Work<'_> {
         let revision = self.revision;
         info!(%revision, entries, fetch_ms, write_ms, install, elapsed_ms, "prepared");
         Ok(false)
+    }
+
+    /// Checks the space. Where it is missing, what has outgrown its limit and can be had again goes
+    /// first: the agent's caches are bounded after a deploy, and without space there is none.
+    async fn space(&self, bytes: u64, entries: u64) -> Result<(), PrepareError> {
+        let (store, keep) = (self.tools.store.clone(), self.tools.config.keep.clone());
+        let revision = self.revision.clone();
+        let checked = spawn_blocking(move || {
+            let check = || store.check_space(bytes, entries, keep.free_mib);
+            check().or_else(|_| {
+                bound_caches(&store, &keep, &revision);
+                check()
+            })
+        });
+        Ok(checked.await??)
     }
 
     async fn fetch(&self) -> Result<(), PrepareError> {
@@ -217,9 +263,11 @@ impl Work<'_> {
     async fn plan(&self) -> Result<(Plan, String), PrepareError> {
         let (cache, path) = (self.tools.store.git_cache(), self.tools.config.git.recipe.clone());
         let (revision, limits) = (self.revision.clone(), self.tools.limits());
+        let file_bytes_max = self.tools.config.limits.file_mib << 20;
         let read = spawn_blocking(move || {
-            let tree = |source| PrepareError::Tree { revision: revision.clone(), source };
-            let cache = Cache::open(&cache).map_err(|source| PrepareError::Fetch {
+            let dir = cache;
+            let tree = |source| tree_failed(&dir, &revision, source);
+            let cache = Cache::open(&dir).map_err(|source| PrepareError::Fetch {
                 revision: revision.clone(),
                 url: "the cache".to_owned(),
                 source,
@@ -236,7 +284,8 @@ impl Work<'_> {
                 path,
                 source,
             })?;
-            let plan = cache.plan(&revision, &recipe.root, &limits).map_err(tree)?;
+            let plan =
+                cache.plan(&revision, &recipe.root, &limits, file_bytes_max).map_err(tree)?;
             let outputs = recipe.install.iter().flat_map(|install| &install.outputs);
             for place in recipe.shared.iter().chain(outputs) {
                 plan.check_way_to(place).map_err(tree)?;
@@ -264,13 +313,8 @@ impl Work<'_> {
                 url: "the cache".to_owned(),
                 source,
             })?;
-            opened.write(&plan, &staged, &stop).map_err(|source| {
-                if source.is_corrupt() {
-                    // The next attempt fetches anew.
-                    drop(remove_tree(&cache));
-                }
-                PrepareError::Tree { revision, source }
-            })
+            let written = opened.write(&plan, &staged, &stop);
+            written.map_err(|source| tree_failed(&cache, &revision, source))
         })
         .await?
     }
@@ -288,11 +332,18 @@ impl Work<'_> {
         fs::create_dir(&scratch).map_err(failed("create", &scratch))?;
         let key = dependencies::key(install, staged, &scratch, run_as, self.stop).await?;
         let is_reused = dependencies::is_complete(store, &key);
+        let (store, install) = (store.clone(), install.clone());
+        let (is_sealed, stop) = (run_as.account.is_some(), self.stop.clone());
+        let outputs = Outputs { store, install, key: key.clone(), is_sealed, stop };
         if !is_reused {
-            dependencies::install(store, install, &key, staged, &scratch, run_as, self.stop)
-                .await?;
+            let (store, install) = (&outputs.store, &outputs.install);
+            let barrier =
+                dependencies::install(store, install, staged, &scratch, run_as, self.stop).await?;
+            let made = outputs.clone();
+            spawn_blocking(move || made.keep(&scratch, barrier)).await??;
         }
-        dependencies::link(store, install, &key, staged, run_as)?;
+        let (tree, kept_mib) = (staged.to_owned(), self.tools.config.keep.free_mib);
+        spawn_blocking(move || outputs.link(&tree, kept_mib)).await??;
         marker.dependencies = Some(key.digest);
         marker.runtime = key.runtime;
         Ok(if is_reused { "reused" } else { "installed" })
@@ -319,6 +370,32 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Empties the caches that are larger than host config allows; not the one that holds what is due.
+fn bound_caches(store: &Store, keep: &Keep, due: &Revision) {
+    match dependencies::bound_package_cache(store, keep.package_cache_mib) {
+        Ok(true) => info!("emptied the package cache, to make room"),
+        Ok(false) => {}
+        Err(error) => warn!(error = error::chain(&error), "could not empty the package cache"),
+    }
+    let dir = store.git_cache();
+    let is_surplus = |cache: &Cache| cache.size_bytes() > keep.git_mib << 20 && !cache.has(due);
+    if Cache::open(&dir).is_ok_and(|cache| is_surplus(&cache)) {
+        match remove_tree(&dir) {
+            Ok(()) => info!("emptied the git cache, to make room"),
+            Err(error) => warn!(error = error::chain(&error), "could not empty the git cache"),
+        }
+    }
+}
+
+/// Says that a tree could not be had, and lets go of a cache that is to blame: its commit looks whole,
+/// so that only an empty one makes the next attempt fetch it again.
+fn tree_failed(cache: &Path, revision: &Revision, source: TreeError) -> PrepareError {
+    if source.is_corrupt() {
+        drop(remove_tree(cache));
+    }
+    PrepareError::Tree { revision: revision.clone(), source }
 }
 
 fn elapsed_ms(started: Instant) -> u64 {

@@ -67,12 +67,11 @@ pub(super) async fn check(
         Err(detail) => return Outcome::Failed(Cause::Host, detail),
     };
     // What was never proven must be what runs, before it is.
-    let (releases, release) = (tools.store.releases(), tools.store.release(&revision));
+    let releases = tools.store.releases();
     if window == Window::Full
-        && let Some(directory) = manager::stray(&process, &releases, &release).await
+        && let Some(other) = manager::stray(&process, &releases, revision.as_str()).await
     {
-        let detail =
-            format!("workers run in {}, not in {}", directory.display(), release.display());
+        let detail = format!("workers run in the release {other}");
         warn!(%revision, error = detail, "another release runs");
         return Outcome::Failed(Cause::Prove, detail);
     }

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use towline_agent::manager::{
-    Absence, Context, FindError, Finding, Process, ProveError, SignalError, Snapshot, find, prove,
-    releases_in_use, signal, stop, workers,
+    Absence, Context, FindError, Finding, Process, ProveError, SignalError, Snapshot, StopError,
+    find, prove, releases_in_use, signal, stop, workers,
 };
 use towline_agent::process::{Exit, RunAs};
 use towline_protocol::recipe::{Find, ReloadSignal};
@@ -242,7 +242,8 @@ async fn a_re_used_pid_is_not_signalled() {
     let sent = signal(&process, ReloadSignal::Hup);
     assert!(matches!(sent, Err(SignalError::Gone { .. })), "{sent:?}");
     assert!(!process.is_alive() && lives(pid), "the pid lives, the process does not");
-    let stopped = stop(&process, Duration::from_millis(50)).await.unwrap();
+    let stopped =
+        stop(&process, Duration::from_millis(50), &CancellationToken::new()).await.unwrap();
     assert_eq!(stopped.killed, 0);
     assert!(other.0.try_wait().unwrap().is_none(), "the other process was left alone");
 }
@@ -251,8 +252,13 @@ async fn a_re_used_pid_is_not_signalled() {
 async fn new_workers_of_the_release_are_proved() {
     let cluster = Cluster::start("good").await;
     assert_eq!(workers(&cluster.process().await).await.len(), 2);
+    // As where /srv is a link to a larger disk: the kernel names the place that it leads to.
+    let alias = cluster.path("alias");
+    symlink(cluster.path("releases"), &alias).unwrap();
     let in_use = |name: &str| {
-        releases_in_use(&cluster.path("releases")).contains(&cluster.path("releases").join(name))
+        let all = [cluster.path("releases"), alias.clone()].map(|path| releases_in_use(&path));
+        assert_eq!(all[0], all[1]);
+        all[0].contains(name)
     };
     assert!(in_use("one") && !in_use("two"));
     assert_eq!(cluster.reload(LONG).await.unwrap(), Evidence::Started);
@@ -350,7 +356,7 @@ async fn a_manager_that_stops_takes_its_workers_along() {
     let cluster = Cluster::start("good").await;
     let process = cluster.process().await;
     let all = workers(&process).await;
-    assert_eq!(stop(&process, LONG).await.unwrap().killed, 0);
+    assert_eq!(stop(&process, LONG, &CancellationToken::new()).await.unwrap().killed, 0);
     assert!(!process.is_alive() && all.iter().all(|worker| !worker.is_alive()));
 }
 
@@ -361,6 +367,28 @@ async fn a_worker_that_ignores_term_is_killed() {
     let all = workers(&process).await;
     assert_eq!(all.len(), 2);
     // The manager waits for its workers, so it is still there as well.
-    assert_eq!(stop(&process, Duration::from_millis(300)).await.unwrap().killed, 3);
+    assert_eq!(
+        stop(&process, Duration::from_millis(300), &CancellationToken::new()).await.unwrap().killed,
+        3
+    );
     assert!(!process.is_alive() && all.iter().all(|worker| !worker.is_alive()));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_to_stop_kills_nobody_and_begins_nothing() {
+    let cluster = Cluster::start("stubborn").await;
+    let process = cluster.process().await;
+    let token = CancellationToken::new();
+    token.cancel();
+    let error = stop(&process, LONG, &token).await.unwrap_err();
+    assert!(matches!(error, StopError::Cancelled), "{error}");
+    assert_eq!(workers(&process).await.len(), 2, "nobody was asked to end");
+
+    // Asked to stop in the middle of it: what will not end is left, also where its time is over.
+    let token = CancellationToken::new();
+    let timeout = Duration::from_millis(300);
+    let stopping = stop(&process, timeout, &token);
+    let (error, ()) = tokio::join!(stopping, async { token.cancel() });
+    assert!(matches!(error.unwrap_err(), StopError::Cancelled));
+    assert_eq!(workers(&process).await.len(), 2, "nobody was killed");
 }

@@ -1,0 +1,132 @@
+//! Why something on disk could not be read or changed, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why something on disk could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// An operation on a path failed.
+    #[error("could not {attempted} {}", path.display())]
+    Io {
+        /// A verb.
+        attempted: &'static str,
+        /// Its object.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Two directories that must share a file system do not.
+    #[error("{} and {} are on two file systems", one.display(), other.display())]
+    FileSystems {
+        /// One of them.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+    /// Too little space.
+    #[error(
+        "{} has {free_mib} MiB free, {missing_mib} MiB too few: {needed_mib} MiB are needed and \
+         {kept_mib} MiB stay free (keep.free_mib)", path.display()
+    )]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// What is free.
+        free_mib: u64,
+        /// What is missing.
+        missing_mib: u64,
+        /// What the work needs.
+        needed_mib: u64,
+        /// What host config reserves.
+        kept_mib: u64,
+    },
+    /// Too few inodes.
+    #[error("{} has {free} inodes free; {needed} are needed", path.display())]
+    Inodes {
+        /// Where.
+        path: PathBuf,
+        /// What is free.
+        free: u64,
+        /// What the work needs.
+        needed: u64,
+    },
+    /// What Towline is to keep its own things in holds those of another.
+    #[error("{} holds {name}, which is not Towline's", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// What was found in it.
+        name: String,
+    },
+    /// `current` is none of Towline's links.
+    #[error("{} is {found}, not a link to a release of Towline's", path.display())]
+    ForeignCurrent {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is instead.
+        found: String,
+    },
+    /// Another agent holds the lock.
+    #[error("another agent runs for {}", path.display())]
+    Locked {
+        /// The app's directory.
+        path: PathBuf,
+    },
+    /// Written by a newer agent.
+    #[error("{} was written by a newer agent (version {version})", path.display())]
+    Newer {
+        /// The document.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+impl DiskError {
+    /// Returns the next thing for an operator to try.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            DiskError::Io { path, source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Some(
+                    format!("run the agent as the owner of {}, or fix its mount", path.display()),
+                ),
+                io::ErrorKind::NotFound => Some(format!("create {} first", path.display())),
+                io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => Some(format!(
+                    "{} is a directory, not a link: move it away once, then deploy again",
+                    path.display()
+                )),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Some("free some space, or lower keep.releases".to_owned())
+                }
+                _ => None,
+            },
+            DiskError::FileSystems { .. } => Some(
+                "put both on one file system: releases link their dependencies' files".to_owned(),
+            ),
+            DiskError::Space { .. } | DiskError::Inodes { .. } => {
+                Some("free some space, or lower keep.releases or keep.free_mib".to_owned())
+            }
+            DiskError::Foreign { dir, .. } => Some(format!(
+                "name an empty directory as `dir` in host config, or move {} away once: what is \
+                 not Towline's would be removed",
+                dir.display()
+            )),
+            DiskError::ForeignCurrent { path, .. } => Some(format!(
+                "move {} away once: what it is, or points at, would be neither kept nor restored",
+                path.display()
+            )),
+            DiskError::Locked { .. } => {
+                Some("end the other agent first, or ask it with `towline-agent status`".to_owned())
+            }
+            DiskError::Newer { .. } => Some("install that agent again, or a newer one".to_owned()),
+        }
+    }
+}
+
+/// Turns an I/O error into one that says what was attempted, on what.
+pub(crate) fn failed(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
+    let path = path.to_owned();
+    move |source| DiskError::Io { attempted, path, source }
+}
