@@ -14,7 +14,7 @@
 //! Invariants
 //! - A marker exists only after every byte that it vouches for is durable, so that after a power cut
 //!   a release is whole or does not count.
-//! - What is removed loses its marker first.
+//! - What is removed loses its marker first; only what bears a name of Towline's own is removed.
 //! - Nothing here decides what should serve.
 
 use std::collections::BTreeSet;

@@ -129,6 +129,21 @@ fn a_broken_cache_is_made_anew() {
         let next = world.commit_good();
         world.host.target(&next);
         world.host.await_serving(&next);
+        for entry in fs::read_dir(cache.join("objects/pack")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|kind| kind == "pack") {
+                let half = fs::metadata(&path).unwrap().len() / 2;
+                fs::remove_file(&path).map(|()| half).unwrap();
+                fs::write(&path, vec![0x50; usize::try_from(half).unwrap()]).unwrap();
+            }
+        }
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_serving(&next);
+        fs::write(cache.join("shallow"), "no commit, and no list of any").unwrap();
+        let next = world.commit_good();
+        world.host.target(&next);
+        world.host.await_serving(&next);
     }
 }
 
@@ -207,4 +222,44 @@ fn a_verified_branch_refuses_commits_that_are_not_on_it() {
     });
     assert!(status["failure"]["detail"].as_str().unwrap().contains("is not on the branch main"));
     assert_eq!(world.host.served().as_ref(), Some(&good));
+}
+
+#[test]
+fn a_list_of_refs_without_end_is_given_up_and_costs_bounded_memory() {
+    let mut world = World::new(Kind::Plain);
+    let good = world.commit_good();
+    world.origin.fail(Fault::EndlessRefs);
+    world.host.target(&good);
+    world.host.run();
+    world.host.await_status("the list to be given up", |status| {
+        let detail = status["failure"]["detail"].as_str();
+        detail.is_some_and(|detail| detail.contains("lists more than 64 MiB of refs"))
+    });
+    let status = format!("/proc/{}/status", world.host.agent_pid());
+    let status = fs::read_to_string(status).expect("it runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line");
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(kib < 400 * 1024, "{kib} KiB");
+    world.origin.fail(Fault::None);
+    world.host.await_serving(&good);
+}
+
+#[test]
+fn the_id_of_a_tag_is_told_from_a_broken_cache() {
+    let (mut world, good) = World::serving(Kind::Plain);
+    let next = world.commit_good();
+    let tag = format!("object {next}\ntype commit\ntag v1\ntagger a <a@b> 1 +0000\n\none\n");
+    let tag = world.repo.git(&["mktag"], tag.as_bytes()).trim().to_owned();
+    world.repo.git(&["update-ref", "refs/tags/v1", &tag], b"");
+    world.host.target(&tag);
+    let status = world.host.await_status("the tag to be refused", |status| {
+        status["failure"]["revision"] == tag.as_str()
+    });
+    assert_eq!(status["failure"]["cause"], "refused", "{status:#}");
+    let detail = status["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains("is a tag, not a commit") && detail.contains("rev-parse"), "{detail}");
+    assert!(!world.host.dir().join(".towline/git.broken").exists(), "nothing is broken");
+    assert_eq!(world.host.served().as_ref(), Some(&good));
+    world.host.target(&next);
+    world.host.await_serving(&next);
 }

@@ -40,6 +40,8 @@ pub enum Fault {
     Trickle(usize),
     /// Every pack ends after so many bytes.
     Truncate(usize),
+    /// The list of refs never ends.
+    EndlessRefs,
     /// The refs are redirected to the same path below this address.
     Redirect(String),
 }
@@ -368,6 +370,10 @@ async fn answer(State(shared): State<Arc<Mutex<Shared>>>, request: Request) -> R
             let place = format!("{base}{path}?{query}");
             return (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, place)]).into_response();
         }
+        Fault::EndlessRefs if !is_pack => {
+            let kind = "application/x-git-upload-pack-advertisement";
+            return ([(header::CONTENT_TYPE, kind)], Body::new(Refs::default())).into_response();
+        }
         _ => {}
     }
     let Ok(input) = to_bytes(body, 64 << 20).await else {
@@ -446,6 +452,35 @@ async fn backend(
         }
     }
     (status, kind, output[end + 4..].to_vec())
+}
+
+/// A list of refs without end, each line of it as it ought to be.
+#[derive(Default)]
+struct Refs {
+    lines: usize,
+}
+
+impl http_body::Body for Refs {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let id = "a".repeat(40);
+        let mut text = String::new();
+        let line = |text: &str| format!("{:04x}{text}", text.len() + 4);
+        if self.lines == 0 {
+            text = format!("{}0000", line("# service=git-upload-pack\n"));
+            text += &line(&format!("{id} HEAD\0allow-any-sha1-in-want shallow side-band-64k\n"));
+        }
+        for _ in 0..1_000 {
+            self.lines += 1;
+            text += &line(&format!("{id} refs/heads/branch-{:09}\n", self.lines));
+        }
+        Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from(text)))))
+    }
 }
 
 /// The time from one piece to the next of a body that trickles: well within any stall deadline.

@@ -12,7 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use git2::{
-    AutotagOption, ErrorClass, FetchOptions, ObjectType, Oid, Repository, RepositoryInitOptions,
+    AutotagOption, ErrorClass, FetchOptions, ObjectType, Oid, RemoteCallbacks, Repository,
+    RepositoryInitOptions,
 };
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -70,6 +71,14 @@ pub enum FetchError {
         /// The allowed branch.
         branch: String,
     },
+    /// The id is that of something else.
+    #[error("{} is a {kind}, not a commit", revision.short())]
+    NoCommit {
+        /// The id.
+        revision: Revision,
+        /// What it is.
+        kind: &'static str,
+    },
     /// SHA-256 repositories.
     #[error("{} is a SHA-256 commit id, which this agent cannot fetch", revision.short())]
     Sha256 {
@@ -105,6 +114,12 @@ impl FetchError {
         )
     }
 
+    /// Will it be the same every time?
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, FetchError::NoCommit { .. } | FetchError::Sha256 { .. })
+    }
+
     /// Returns the next thing for an operator to try.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -116,6 +131,9 @@ impl FetchError {
             ),
             FetchError::OffBranch { branch, .. } => Some(format!(
                 "push it to {branch}; after a forced push, release a commit that is still on it"
+            )),
+            FetchError::NoCommit { kind, .. } => Some(format!(
+                "name a commit: `git rev-parse 'NAME^{{commit}}'` prints the one that a {kind} leads to"
             )),
             FetchError::Sha256 { .. } => Some("use a SHA-1 repository".to_owned()),
             FetchError::Disk { .. } => Some("check its owner, its mount and its space".to_owned()),
@@ -233,12 +251,18 @@ impl Cache {
             let (outcome, error) = get(&format!("{revision}:{kept}"), Some(1));
             match (outcome, error) {
                 (Ok(()), _) if self.has(revision) => return Ok(()),
-                (Ok(()), _) => return Err(self.broken()),
+                (Ok(()), _) => return Err(self.not_whole(revision)),
                 (Err(error), None) if is_about_space(&error) => return Err(self.full()),
                 (Err(error), None) if is_about_objects(&error) => return Err(self.broken()),
-                // Not by its id, or not shallow: that leaves the branch.
-                (Err(_), None | Some(TransportError::Refused { .. })) => {}
+                // The server gives nothing by an id: that leaves the branch.
+                (Err(_), Some(TransportError::Refused { .. })) if origin.branch.is_some() => {}
+                (Err(_), Some(TransportError::Refused { said })) if is_not_ours(&said) => {
+                    return Err(FetchError::NotFound { revision: revision.clone() });
+                }
                 (Err(_), Some(error)) => return Err(error.into()),
+                // Or knows nothing of single commits, or of shallow ones.
+                (Err(_), None) if origin.branch.is_some() => {}
+                (Err(error), None) => return Err(FetchError::Git(boxed(error))),
             }
         }
         let Some(branch) = &origin.branch else {
@@ -259,7 +283,7 @@ impl Cache {
             return Err(FetchError::OffBranch { revision, branch });
         }
         if !self.has(revision) {
-            return Err(self.broken());
+            return Err(self.not_whole(revision));
         }
         let id = Oid::from_str(revision.as_str());
         id.and_then(|id| self.repository.reference(&kept, id, true, "kept for its release"))
@@ -269,7 +293,11 @@ impl Cache {
 
     fn run(&self, origin: &Origin, refspec: &str, depth: Option<i32>) -> Result<(), git2::Error> {
         let mut remote = self.repository.remote_anonymous(origin.url.as_str())?;
+        // Deltas are resolved when all bytes are here, for as long as whoever made them pleases.
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.transfer_progress(|_| http::goes_on());
         let mut options = FetchOptions::new();
+        options.remote_callbacks(callbacks);
         options.download_tags(AutotagOption::None);
         if let Some(depth) = depth {
             options.depth(depth);
@@ -281,6 +309,20 @@ impl Cache {
         let tip = self.repository.refname_to_id(BRANCH);
         let (Ok(tip), Ok(id)) = (tip, Oid::from_str(revision.as_str())) else { return false };
         tip == id || self.repository.graph_descendant_of(tip, id).unwrap_or(false)
+    }
+
+    /// Why an id that was fetched is no commit to check out.
+    fn not_whole(&self, revision: &Revision) -> FetchError {
+        let object = Oid::from_str(revision.as_str())
+            .and_then(|id| self.repository.find_object(id, None))
+            .ok()
+            .and_then(|object| object.kind());
+        match object {
+            Some(kind) if kind != ObjectType::Commit => {
+                FetchError::NoCommit { revision: revision.clone(), kind: kind.str() }
+            }
+            _ => self.broken(),
+        }
     }
 
     fn full(&self) -> FetchError {
@@ -320,15 +362,24 @@ impl Cache {
 
 /// Errors of objects that are there and cannot be read; those of the network have another class.
 pub(super) fn is_about_objects(error: &git2::Error) -> bool {
-    matches!(
-        error.class(),
-        ErrorClass::Odb
-            | ErrorClass::Object
-            | ErrorClass::Zlib
-            | ErrorClass::Tree
-            | ErrorClass::Repository
-            | ErrorClass::Reference
-    )
+    // Of a list of shallow commits that is none; the class is not among those that git2 knows.
+    let is_shallow = error.message().contains("graft");
+    is_shallow
+        || matches!(
+            error.class(),
+            ErrorClass::Odb
+                | ErrorClass::Object
+                | ErrorClass::Zlib
+                | ErrorClass::Tree
+                | ErrorClass::Repository
+                | ErrorClass::Reference
+        )
+}
+
+/// Do the server's words say that it has no such commit for us?
+fn is_not_ours(said: &str) -> bool {
+    // upload-pack's own words; others say the like.
+    said.contains("not our ref") || said.contains("unadvertised object")
 }
 
 /// Did the disk, or a quota on it, give no more? libgit2 has the operating system's words for it only.

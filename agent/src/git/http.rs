@@ -31,6 +31,9 @@ const ROOM_EVERY_BYTES: usize = 1 << 20;
 /// How many redirects are followed; git's own default is 20, a moved repository needs one.
 const REDIRECTS_MAX: usize = 3;
 
+/// How long a list of refs may be. One of 100,000 refs has some 7 MB; all of it is kept in memory.
+const REFS_BYTES_MAX: usize = 64 << 20;
+
 /// How much of an answer is kept to look for the server's own words.
 const HEAD_BYTES: usize = 1024;
 
@@ -82,6 +85,12 @@ pub enum TransportError {
     Refused {
         /// What it says, in one line.
         said: String,
+    },
+    /// A list of refs without end.
+    #[error("{url} lists more than {} MiB of refs", REFS_BYTES_MAX >> 20)]
+    TooManyRefs {
+        /// The address.
+        url: String,
     },
     /// No more may be written.
     #[error("the fetch from {url} was ended")]
@@ -192,6 +201,20 @@ pub(super) fn with<T>(
     CONTEXT.with(|own| *own.borrow_mut() = None);
     let error = context.error.lock().unwrap_or_else(PoisonError::into_inner).take();
     (outcome, error)
+}
+
+/// May the fetch of this thread go on? For work in which no bytes are waited for.
+pub(super) fn goes_on() -> bool {
+    let Some(context) = CONTEXT.with(|own| own.borrow().clone()) else { return false };
+    let url = context.configured.to_string();
+    if context.stop.is_cancelled() {
+        drop(context.keep(TransportError::Stopped));
+    } else if context.deadline <= Instant::now() {
+        drop(context.keep(TransportError::TooSlow { url, total: context.total }));
+    } else {
+        return true;
+    }
+    false
 }
 
 impl Context {
@@ -342,6 +365,7 @@ impl SmartSubtransport for Http {
             chunk: Vec::new(),
             read: 0,
             unmeasured: ROOM_EVERY_BYTES,
+            total_bytes: 0,
             head: Vec::new(),
         }))
     }
@@ -361,6 +385,8 @@ struct Exchange {
     read: usize,
     /// How many bytes came in since the last look at the room that is left.
     unmeasured: usize,
+    /// How many bytes came in.
+    total_bytes: usize,
     head: Vec<u8>,
 }
 
@@ -382,6 +408,10 @@ impl Exchange {
         self.chunk = chunk.to_vec();
         self.read = 0;
         self.unmeasured += self.chunk.len();
+        self.total_bytes += self.chunk.len();
+        if self.is_refs && self.total_bytes > REFS_BYTES_MAX {
+            return Err(TransportError::TooManyRefs { url: url.to_string() });
+        }
         if self.unmeasured >= ROOM_EVERY_BYTES {
             self.unmeasured = 0;
             let full = |source| {

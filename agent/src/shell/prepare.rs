@@ -64,6 +64,7 @@ impl PrepareError {
     fn cause(&self) -> Cause {
         match self {
             PrepareError::Fetch { source, .. } if source.is_about_disk() => Cause::Disk,
+            PrepareError::Fetch { source, .. } if source.is_refusal() => Cause::Refused,
             PrepareError::Fetch { .. } => Cause::Fetch,
             PrepareError::Tree { source, .. } if source.is_refusal() => Cause::Refused,
             PrepareError::Recipe { .. }
