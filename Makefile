@@ -10,12 +10,12 @@ help: ## list what can be run
 setup:
 	@sh tests/setup.sh
 
-demo: setup ## an instance through an ordinary day and three bad ones, under load: two minutes after the build
-	@$(CARGO) build --locked --release -p towline-agent -p towline-tests --bins
+demo: setup ## an instance through an ordinary day and two bad ones, under load: two minutes after the build
+	@$(CARGO) build --locked --release
 	@$${CARGO_TARGET_DIR:-target}/release/demo
 
 bench: setup ## measure what the project claims, beside `git pull && npm ci && kill -HUP`: three minutes after the build
-	@$(CARGO) build --locked --release -p towline-agent -p towline-tests --bins
+	@$(CARGO) build --locked --release
 	@$${CARGO_TARGET_DIR:-target}/release/bench
 
 test: setup ## run all tests, with everything that they need installed first

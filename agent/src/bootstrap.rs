@@ -116,6 +116,24 @@ impl StartError {
     }
 }
 
+/// Checks what [`start`] would refuse of host config, and touches nothing.
+///
+/// The account that it would run as, and the credential, are looked at only by root: another user's
+/// answer would be another.
+///
+/// # Errors
+///
+/// See [`StartError`].
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let is_root = Account::own().uid == 0;
+    if is_root {
+        account(config)?;
+    }
+    let token = if is_root { token(config).map_err(StartError::Origin)? } else { None };
+    origin(config, token).map_err(StartError::Origin)?;
+    Ok(())
+}
+
 /// Starts the agent of one app: returns its shell, and the first effects to perform.
 ///
 /// # Errors
@@ -123,7 +141,8 @@ impl StartError {
 /// See [`StartError`].
 pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     let account = account(&config)?;
-    let origin = origin(&config).map_err(StartError::Origin)?;
+    let token = token(&config).map_err(StartError::Origin)?;
+    let origin = origin(&config, token).map_err(StartError::Origin)?;
     let store = Store::new(&config.dir);
     store.prepare()?;
     let lock = store.lock()?;
@@ -221,10 +240,13 @@ fn account(config: &Config) -> Result<Option<Account>, StartError> {
     }
 }
 
-fn origin(config: &Config) -> Result<Origin, OriginError> {
+fn token(config: &Config) -> Result<Option<Secret>, OriginError> {
+    config.git.credential.as_deref().map(Secret::read).transpose()
+}
+
+fn origin(config: &Config, token: Option<Secret>) -> Result<Origin, OriginError> {
     use std::time::Duration;
     let git = &config.git;
-    let token = git.credential.as_deref().map(Secret::read).transpose()?;
     Origin::new(OriginConfig {
         url: git.url.clone(),
         branch: git.branch.clone(),

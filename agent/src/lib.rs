@@ -10,6 +10,7 @@
 //! deploy should do next.
 
 pub mod bootstrap;
+pub mod check;
 pub mod config;
 pub mod dependencies;
 pub mod error;

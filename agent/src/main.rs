@@ -2,20 +2,22 @@
 //! library.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 75 try later, 78 wrong configuration.
+//! `status` answers 0 whatever it has to say.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use towline_agent::config::Config;
-use towline_agent::release::Store;
+use towline_agent::config::{Config, ConfigError};
+use towline_agent::release::{DiskError, Store};
 use towline_agent::shell::{End, Until};
-use towline_agent::{bootstrap, error, git, status};
+use towline_agent::{bootstrap, check, error, git, status};
+use towline_protocol::recipe;
 use tracing_subscriber::EnvFilter;
 
 const FAILED: u8 = 1;
@@ -34,10 +36,13 @@ struct Arguments {
 enum Command {
     /// Follow the target until told to stop (SIGTERM or SIGINT).
     Run(Work),
-    /// Apply the target once: exit 0 when it is live and healthy, 1 when it failed, 75 when trying
-    /// again may help.
+    /// Apply the target once, and exit.
+    ///
+    /// Exit codes: 0 the target is live and healthy; 1 it failed, and what served before serves; 2
+    /// wrong usage; 75 trying again may help (an outage, a full disk, another agent, SIGTERM); 78
+    /// wrong configuration.
     Once(Work),
-    /// Say what this instance serves, and what the agent is at.
+    /// Say what this instance serves, and what the agent is at; exit 0 whatever that is.
     Status {
         /// Host config, such as /etc/towline/web.toml.
         #[arg(long, short)]
@@ -46,10 +51,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say line by line what is wrong with the recipe of the repository in DIR.
+    /// Say line by line what is wrong with a repository's recipe and tree, or with host config.
+    ///
+    /// Exit 0 when all is valid, 1 otherwise.
     Check {
-        /// The top of the repository's work tree.
-        dir: PathBuf,
+        /// The top of the repository's work tree; `.` by default, unless --config is given.
+        dir: Option<PathBuf>,
+        /// Host config to check, such as /etc/towline/web.toml; with DIR, its git.recipe names the
+        /// recipe.
+        #[arg(long, short)]
+        config: Option<PathBuf>,
     },
 }
 
@@ -58,8 +69,8 @@ struct Work {
     /// Host config, such as /etc/towline/web.toml.
     #[arg(long, short)]
     config: PathBuf,
-    /// How to log to standard error; `text` on a terminal and `json` elsewhere by default. Levels
-    /// are set by the variable TOWLINE_LOG, such as `debug`.
+    /// How to log to standard error; `text` on a terminal and `json` elsewhere by default. The
+    /// variable TOWLINE_LOG sets the level: error, warn, info (the default), debug or trace.
     #[arg(long, value_enum)]
     log: Option<Log>,
 }
@@ -79,7 +90,7 @@ fn main() -> ExitCode {
         Command::Run(work) => run(&work, &variables, Until::Stopped),
         Command::Once(work) => run(&work, &variables, Until::Settled),
         Command::Status { config, json } => say_status(&config, json, &variables),
-        Command::Check { dir } => check(&dir),
+        Command::Check { dir, config } => check(dir, config.as_deref(), &variables),
     }
 }
 
@@ -93,15 +104,25 @@ fn complain(error: &dyn std::error::Error, hint: Option<String>, code: u8) -> Ex
     ExitCode::from(code)
 }
 
-fn load(path: &std::path::Path, variables: &BTreeMap<String, String>) -> Result<Config, ExitCode> {
+fn load(path: &Path, variables: &BTreeMap<String, String>) -> Result<Config, ExitCode> {
     Config::load(path, variables).map_err(|error| {
         // The parser's message draws the line with a caret: keep its lines.
-        if let towline_agent::config::ConfigError::Parse { path, source } = &error {
+        if let ConfigError::Parse { path, source } = &error {
             let text = format!("could not parse the config {}\n{source}", path.display());
             return complain_text(&text);
         }
-        complain(&error, None, CONFIG)
+        let hint = match &error {
+            ConfigError::Read { source, .. } => as_root(source),
+            _ => None,
+        };
+        complain(&error, hint, CONFIG)
     })
+}
+
+/// The hint for what only root may read.
+fn as_root(error: &io::Error) -> Option<String> {
+    let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+    is_denied.then(|| "run it with sudo".to_owned())
 }
 
 #[expect(clippy::print_stderr, reason = "main is the edge where errors are shown")]
@@ -110,14 +131,19 @@ fn complain_text(text: &str) -> ExitCode {
     ExitCode::from(CONFIG)
 }
 
+fn install_tls() -> Result<(), ExitCode> {
+    let installed = rustls::crypto::ring::default_provider().install_default();
+    installed.map_err(|_| complain_text("a TLS provider was installed twice"))
+}
+
 fn log(work: &Work, variables: &BTreeMap<String, String>) {
     let levels = variables.get("TOWLINE_LOG").map_or("info", String::as_str);
     let filter = EnvFilter::try_new(levels).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .with_target(false);
-    let is_terminal = std::io::stderr().is_terminal();
+    let is_terminal = io::stderr().is_terminal();
     match work.log {
         Some(Log::Json) => builder.json().flatten_event(true).init(),
         None if !is_terminal => builder.json().flatten_event(true).init(),
@@ -127,8 +153,8 @@ fn log(work: &Work, variables: &BTreeMap<String, String>) {
 
 fn run(work: &Work, variables: &BTreeMap<String, String>, until: Until) -> ExitCode {
     // Both are for the whole process, and come before any thread.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        return complain_text("a TLS provider was installed twice");
+    if let Err(code) = install_tls() {
+        return code;
     }
     git::initialise();
     let config = match load(&work.config, variables) {
@@ -183,11 +209,7 @@ async fn work_until(config: Config, until: Until) -> ExitCode {
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's answer")]
-fn say_status(
-    path: &std::path::Path,
-    json: bool,
-    variables: &BTreeMap<String, String>,
-) -> ExitCode {
+fn say_status(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> ExitCode {
     let config = match load(path, variables) {
         Ok(config) => config,
         Err(code) => return code,
@@ -197,12 +219,15 @@ fn say_status(
         Ok(Some(status)) => status,
         Ok(None) => {
             let error =
-                std::io::Error::other(format!("no agent has run for {} yet", config.dir.display()));
+                io::Error::other(format!("no agent has run for {} yet", config.dir.display()));
             let hint = "start one with `towline-agent run`".to_owned();
             return complain(&error, Some(hint), FAILED);
         }
         Err(error) => {
-            let hint = error.hint();
+            let hint = match &error {
+                DiskError::Io { source, .. } => as_root(source).or_else(|| error.hint()),
+                _ => error.hint(),
+            };
             return complain(&error, hint, FAILED);
         }
     };
@@ -228,18 +253,40 @@ fn seconds_now() -> u64 {
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's answer")]
-fn check(dir: &std::path::Path) -> ExitCode {
-    match status::check(dir) {
-        Ok((said, valid)) => {
-            println!("{said}");
-            if valid { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
-        }
-        Err(error) => {
-            let error = std::io::Error::new(
-                error.kind(),
-                format!("could not read {}/towline.toml: {error}", dir.display()),
-            );
-            complain(&error, Some("name the top of a repository that holds one".to_owned()), FAILED)
+fn check(
+    dir: Option<PathBuf>,
+    config: Option<&Path>,
+    variables: &BTreeMap<String, String>,
+) -> ExitCode {
+    if let Err(code) = install_tls() {
+        return code;
+    }
+    let mut is_valid = true;
+    let mut recipe = recipe::FILE_NAME.to_owned();
+    if let Some(path) = config {
+        let (findings, config) = check::config(path, variables);
+        let (said, valid) = findings.conclude();
+        println!("{said}");
+        is_valid &= valid;
+        if let Some(config) = config {
+            recipe = config.git.recipe;
         }
     }
+    let default = || config.is_none().then(|| PathBuf::from("."));
+    if let Some(dir) = dir.or_else(default) {
+        match check::recipe(&dir, &recipe) {
+            Ok(findings) => {
+                let (said, valid) = findings.conclude();
+                println!("{said}");
+                is_valid &= valid;
+            }
+            Err(error) => {
+                let what = format!("could not read {}: {error}", dir.join(&recipe).display());
+                let error = io::Error::new(error.kind(), what);
+                let hint = "name the top of a repository that holds one".to_owned();
+                return complain(&error, Some(hint), FAILED);
+            }
+        }
+    }
+    if is_valid { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }

@@ -1,12 +1,10 @@
-//! What `towline-agent status` and `towline-agent check` say, as text; `main` prints it.
-
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
+//! What `towline-agent status` says, as text; `main` prints it.
+//!
+//! The agent writes down what it learnt when something changes, and looks again only from time to
+//! time. So the text never says how things are: it says what was found, and how long ago.
 
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{self, Recipe};
-use towline_protocol::report::{Evidence, Health, Phase, Report};
+use towline_protocol::report::{Cause, Evidence, Failure, Health, Phase, Report};
 
 use crate::release::state::Status;
 
@@ -17,15 +15,18 @@ pub const SCHEMA_VERSION: u32 = 1;
 #[must_use]
 pub fn text(status: &Status, is_running: bool, now_s: u64) -> String {
     let report = &status.report;
+    let age_s = now_s.saturating_sub(status.written_s);
     let mut lines = vec![format!("{} in group {}", report.instance, report.group)];
     lines.push(match &report.serving {
         Some(revision) => {
-            format!("serves   {revision}, {}{}", health(report.health), evidence(report.evidence))
+            let (health, evidence) = (health(report.health), evidence(report.evidence));
+            let short = revision.short();
+            format!("serves   {short}, {health}{evidence}; last change {age_s} s ago ({revision})")
         }
-        None => "serves   nothing of Towline's".to_owned(),
+        None => format!("serves   nothing of Towline's; last change {age_s} s ago"),
     });
     lines.push(match (&report.target, report.order) {
-        (Some(target), Some(order)) => format!("target   {target}, {order}"),
+        (Some(target), Some(order)) => format!("target   {}, {order} ({target})", target.short()),
         _ => "target   none yet".to_owned(),
     });
     if let Some(alike) = &report.alike {
@@ -39,16 +40,55 @@ pub fn text(status: &Status, is_running: bool, now_s: u64) -> String {
         lines.push(format!("source   {reason}"));
     }
     if let Some(failure) = &report.failure {
-        let (revision, attempt) = (failure.revision.short(), failure.attempt);
-        lines.push(format!("failure  {revision}, attempt {attempt}: {}", failure.detail));
+        lines.push(format!("failure  {}", self::failure(failure, report.degraded.as_deref())));
     }
-    let age_s = now_s.saturating_sub(status.written_s);
+    if let Some(next) = next(report, is_running) {
+        lines.push(format!("next     {next}"));
+    }
     lines.push(if is_running {
-        format!("agent    pid {} runs; the last change was {age_s} s ago", status.pid)
+        format!("agent    pid {} runs", status.pid)
     } else {
         format!("agent    NOT RUNNING; this is what it knew {age_s} s ago")
     });
     lines.join("\n")
+}
+
+/// A detail that `degraded` has told is not told twice.
+fn failure(failure: &Failure, degraded: Option<&str>) -> String {
+    let (revision, attempt) = (failure.revision.short(), failure.attempt);
+    if degraded.is_some_and(|reason| reason.contains(&failure.detail)) {
+        return format!("{revision}, attempt {attempt}: as above");
+    }
+    format!("{revision}, attempt {attempt}: {}", failure.detail)
+}
+
+/// Returns what there is to do, where something is not as it ought to be.
+fn next(report: &Report, is_running: bool) -> Option<&'static str> {
+    const RELEASE: &str = "correct it and release the new commit; the same one is tried again when \
+                           the target's generation is raised";
+    if !is_running {
+        return Some("start the agent with `towline-agent run`; the app does not need it to serve");
+    }
+    if report.objection.is_some() {
+        return Some("write a target that can be followed; until then what serves is kept");
+    }
+    match report.phase {
+        Phase::Waiting => return Some("tried again by itself, with growing waits"),
+        Phase::Idle => {}
+        _ => return None,
+    }
+    match report.failure.as_ref().map(|failure| failure.cause) {
+        Some(Cause::Refused) => Some(RELEASE),
+        Some(Cause::Fetch | Cause::Disk | Cause::Install | Cause::Restore) => {
+            Some("tried again by itself, with growing waits")
+        }
+        Some(_) => Some(RELEASE),
+        None if report.degraded.is_some() => Some(RELEASE),
+        None if report.health == Health::Unhealthy => {
+            Some("see the app's own log; nothing was released, so nothing is put back")
+        }
+        None => None,
+    }
 }
 
 fn health(health: Health) -> &'static str {
@@ -61,9 +101,9 @@ fn health(health: Health) -> &'static str {
 
 fn evidence(evidence: Option<Evidence>) -> &'static str {
     match evidence {
-        Some(Evidence::Served) => "; its own answers name the revision",
-        Some(Evidence::Started) => "; its workers run from the release",
-        Some(Evidence::Replaced) => "; its workers are new",
+        Some(Evidence::Served) => "; its own answers named the revision",
+        Some(Evidence::Started) => "; its workers ran from the release",
+        Some(Evidence::Replaced) => "; its workers were new",
         None => "",
     }
 }
@@ -83,67 +123,37 @@ fn phase(report: &Report) -> String {
     }
 }
 
-/// Returns what `check` says of the recipe in `dir`, and whether it is valid.
-///
-/// # Errors
-///
-/// Where there is no recipe that could be read.
-pub fn check(dir: &Path) -> io::Result<(String, bool)> {
-    let path = dir.join(recipe::FILE_NAME);
-    let mut bytes = Vec::new();
-    File::open(&path)?.take(recipe::SIZE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    let name = path.display();
-    let Ok(text) = String::from_utf8(bytes) else {
-        return Ok((format!("{name}: the recipe is not UTF-8"), false));
-    };
-    let recipe = match Recipe::parse(&text) {
-        Ok(recipe) => recipe,
-        Err(error) => {
-            let lines: Vec<String> = error
-                .problems
-                .iter()
-                .map(|problem| {
-                    let field = if problem.field.is_empty() { "" } else { ": " };
-                    format!("{name}:{}: {}{field}{}", problem.line, problem.field, problem.message)
-                })
-                .collect();
-            return Ok((lines.join("\n"), false));
-        }
-    };
-    let mut lines: Vec<String> =
-        recipe.warnings().iter().map(|warning| format!("{name}: warning: {warning}")).collect();
-    let root = dir.join(recipe.root.as_str());
-    if !root.is_dir() {
-        return Ok((format!("{name}: root: {} is no directory", root.display()), false));
-    }
-    let inputs = recipe.install.iter().flat_map(|install| &install.inputs);
-    for input in inputs.filter(|input| !root.join(input.as_str()).exists()) {
-        lines.push(format!("{name}: warning: install.inputs: {input} is not there"));
-    }
-    lines.push(format!("{name}: valid"));
-    Ok((lines.join("\n"), true))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+
+    fn status(change: impl FnOnce(&mut Report)) -> Status {
+        let golden = include_str!("../../protocol/golden/report-1.json");
+        let mut report: Report = serde_json::from_str(golden).unwrap();
+        change(&mut report);
+        Status { report, written_s: 100, pid: 7 }
+    }
 
     #[test]
-    fn check_names_file_and_line_of_each_problem_and_warns_where_nothing_shows_the_revision() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(check(dir.path()).is_err(), "there is no recipe");
-        let path = dir.path().join("towline.toml");
-        fs::write(&path, "[manager]\npidfile = \"/x\"\n[health]\ntcp = \"nowhere\"\n").unwrap();
-        let (said, valid) = check(dir.path()).unwrap();
-        assert!(!valid);
-        for place in ["towline.toml:2: manager.pidfile", "towline.toml:4: health.tcp"] {
-            assert!(said.contains(place), "{place} in {said}");
-        }
-        let text = "[manager]\npid_file = \"/run/x.pid\"\nreload = \"SIGHUP\"\nstart = \
-                    [\"./start\"]\n[health]\ntcp = \"127.0.0.1:1\"\n";
-        fs::write(&path, text).unwrap();
-        let (said, valid) = check(dir.path()).unwrap();
-        assert!(valid && said.contains("nothing shows which revision is served"), "{said}");
+    fn what_serves_is_told_with_its_age() {
+        let status = status(|report| report.failure = None);
+        let said = text(&status, true, 204);
+        let short = status.report.serving.as_ref().unwrap().short();
+        let line = format!("serves   {short}, healthy; its own answers named the revision; last");
+        assert!(said.contains(&line) && said.contains("last change 104 s ago"), "{said}");
+        let said = text(&status, false, 204);
+        assert!(said.contains("agent    NOT RUNNING") && said.contains("next     start the agent"));
+    }
+
+    #[test]
+    fn a_detail_is_told_once_and_followed_by_what_to_do() {
+        let status = status(|report| {
+            let detail = report.failure.as_ref().unwrap().detail.clone();
+            report.degraded = Some(format!("abcdef0 was rejected: {detail}"));
+        });
+        let detail = &status.report.failure.as_ref().unwrap().detail;
+        let said = text(&status, true, 204);
+        assert_eq!(said.matches(detail.as_str()).count(), 1, "{said}");
+        assert!(said.contains("next     correct it"), "{said}");
     }
 }

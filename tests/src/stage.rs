@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::load::{self, Load, Plan};
 use crate::origin::{Origin, Repo};
 use serde_json::Value;
+use towline_protocol::recipe::Recipe;
 
 /// By when a boot gives up on its target here; by default it is 240 s.
 pub const BOOT_DEADLINE_S: u32 = 12;
@@ -87,6 +88,11 @@ impl Stage {
         let mut files = self.files();
         let at = files.iter().position(|(name, _, _)| name == path).expect("the app has it");
         String::from_utf8(files.swap_remove(at).1).expect("it is text")
+    }
+
+    /// The app's recipe.
+    pub fn recipe(&self) -> Recipe {
+        Recipe::parse(&self.content("towline.toml")).expect("it is valid")
     }
 
     /// Commits the app, with a file that differs from commit to commit; returns the revision.

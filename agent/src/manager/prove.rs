@@ -34,8 +34,8 @@ const STILL: Duration = Duration::from_secs(1);
 pub enum ProveError {
     /// Processes from before the signal are still there.
     #[error(
-        "the cluster manager did not replace its workers within {} s; from before: {pids:?}",
-        timeout.as_secs_f64()
+        "the cluster manager did not replace its workers within {} s; still running from before: {}",
+        timeout.as_secs_f64(), named(pids)
     )]
     NotReplaced {
         /// The processes that ought to be gone.
@@ -57,7 +57,7 @@ pub enum ProveError {
         release: PathBuf,
     },
     /// The manager ended and did not come back.
-    #[error("the cluster manager ended and was not back within {} s", waited.as_secs_f64())]
+    #[error("the cluster manager ended and was not back within {:.0} s", waited.as_secs_f64())]
     Gone {
         /// How long was waited.
         waited: Duration,
@@ -94,12 +94,14 @@ impl ProveError {
         match self {
             ProveError::NotReplaced { .. } => Some(
                 "check that manager.reload in towline.toml is the signal that makes this manager \
-                 replace its workers, and raise manager.timeout if they end slowly"
+                 replace its workers, and raise manager.timeout_s if they end slowly"
                     .to_owned(),
             ),
             ProveError::KeptDirectory { .. } => Some(
-                "start the manager with `current` as its directory (gunicorn: chdir, puma: \
-                 directory), not with the release that this points to; a full restart helps once"
+                "let the manager follow `current` on a reload, not the release in which it was \
+                 born (node: cluster.setupPrimary({ exec: process.env.PWD + '/worker.js', cwd: \
+                 process.env.PWD }); gunicorn: chdir; puma: directory); restarted this time; until \
+                 it is corrected, every release restarts the app"
                     .to_owned(),
             ),
             ProveError::Gone { .. }
@@ -113,10 +115,20 @@ impl ProveError {
     }
 }
 
+/// Names processes as in a sentence: `pids 7, 8 and 9`.
+fn named(pids: &[i32]) -> String {
+    let numbers: Vec<String> = pids.iter().map(i32::to_string).collect();
+    match numbers.split_last() {
+        None => "none".to_owned(),
+        Some((last, [])) => format!("pid {last}"),
+        Some((last, others)) => format!("pids {} and {last}", others.join(", ")),
+    }
+}
+
 /// Watches the manager until its workers are replaced by ones of `release`.
 ///
 /// - `before`: taken immediately before the signal, or [`Snapshot::nothing`] before a start.
-/// - `timeout`: for all of it; `manager.timeout` of the recipe.
+/// - `timeout`: for all of it; `manager.timeout_s` of the recipe.
 ///
 /// Finds the manager anew at every look, since a supervisor may have replaced it.
 ///
@@ -293,5 +305,19 @@ impl Watch {
 
     fn missing(&mut self) -> Duration {
         self.missing_since.get_or_insert_with(Instant::now).elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_are_named_as_in_a_sentence() {
+        let timeout = Duration::from_secs(90);
+        for (pids, end) in [(vec![7], ": pid 7"), (vec![7, 8, 9], ": pids 7, 8 and 9")] {
+            let said = ProveError::NotReplaced { pids, timeout }.to_string();
+            assert!(said.ends_with(end), "{said}");
+        }
     }
 }

@@ -28,7 +28,10 @@ fn bake(stage: &mut Stage) {
     let packages = stage.content("package-lock.json").matches("\"node_modules/").count();
     println!(
         "A node app with {packages} packages and 2 workers, its git origin on loopback, npm's \
-         registry, one instance.\nEvery figure was measured in this run."
+         registry, one instance.\nEvery figure was measured in this run. So that it is short, the \
+         health window is {} s (30 s by default), a boot gives up on its target after \
+         {BOOT_DEADLINE_S} s (240 s), and attempts follow each other within 2 s (300 s).",
+        stage.recipe().health.healthy_for.as_secs_f64()
     );
     let (first, watch) = (stage.tip.clone(), Stopwatch::start());
     stage.host.target(&first);
@@ -91,7 +94,10 @@ fn compare_with_the_script(stage: &mut Stage) {
         let tunnels = sum(deploys, |one| one.tunnels);
         say(
             name,
-            &format!("{failed} of {all} requests failed; {tunnels} connections to the registry"),
+            &format!(
+                "in all {ROUNDS} rounds, {failed} of {all} requests failed; {tunnels} connections to \
+                 the registry"
+            ),
         );
     }
 }
@@ -148,7 +154,15 @@ fn crash_the_workers(stage: &mut Stage) {
             short(&good)
         ),
     );
-    say(&at(proven), &format!("proven; {}", failures(&load.stop())));
+    let summary = load.stop();
+    say(&at(proven), &format!("proven; {}", failures(&summary)));
+    if summary.requests() > summary.ok {
+        say(
+            "",
+            "(this app's manager ends an old worker also when the new one has died: until then",
+        );
+        say("", "requests fail. One that waits until the new ones listen would fail none.)");
+    }
 }
 
 fn take_everything_away(stage: &mut Stage) {
