@@ -16,6 +16,7 @@ mod midway;
 mod options;
 mod ordinary;
 mod origins;
+mod restarts;
 mod space;
 mod starts;
 mod trees;
