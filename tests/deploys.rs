@@ -10,6 +10,7 @@ mod bytes;
 mod failures;
 mod gates;
 mod input;
+mod killed;
 mod limits;
 mod managers;
 mod midway;
