@@ -20,6 +20,7 @@ mod origins;
 mod restarts;
 mod space;
 mod starts;
+mod stopping;
 mod trees;
 
 /// An origin and an instance.
