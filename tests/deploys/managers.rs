@@ -134,3 +134,12 @@ fn an_app_that_is_probed_by_a_command_is_shown_by_its_processes() {
     assert!(detail.contains("run `bin/health`"), "{detail}");
     assert!(world.ran("health") > 0);
 }
+
+/// Like `start`, it is a program of the release, and before the first one there is nowhere to run it.
+#[test]
+fn a_status_command_of_the_release_does_for_the_first_start() {
+    let status = ("pid_file = \"run/app.pid\"", "status = [\"bin/status\"]");
+    let (world, good) = World::gated(|files| set(files, status));
+    world.assert_one_app(&good);
+    assert_eq!(world.done(&good), ["started"]);
+}
