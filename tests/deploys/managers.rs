@@ -135,6 +135,26 @@ fn an_app_that_is_probed_by_a_command_is_shown_by_its_processes() {
     assert!(world.ran("health") > 0);
 }
 
+/// Nothing served before, so nothing is restored; what the failed rung left is not left beside what
+/// the next one starts.
+#[test]
+fn a_boot_that_falls_to_another_manager_leaves_none_beside_it() {
+    let (mut world, good) = World::gated(|_| {});
+    assert!(world.host.terminate().success());
+    world.host.kill_app();
+    let bad = world.commit_gated(|files| {
+        another(files);
+        unhealthy(files);
+    });
+    world.host.target(&bad);
+    world.host.run();
+    let status = world.host.await_serving(&good);
+    assert!(status["degraded"].as_str().unwrap().contains("failed once it was live"), "{status:#}");
+    world.assert_one_app(&good);
+    assert_eq!(world.masters(), 3, "each was started once");
+    assert!(!world.run_dir().join("other.pid").exists(), "the bad one ended by itself");
+}
+
 /// Like `start`, it is a program of the release, and before the first one there is nowhere to run it.
 #[test]
 fn a_status_command_of_the_release_does_for_the_first_start() {
