@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use towline_tests::app::Kind;
 
-use super::World;
 use super::gates::{COMMAND_CHECK, Files, check, lock, set};
+use super::{World, replace};
 
 /// Much shorter than whatever the agent could be waiting for here: a grace of 5 s is the shortest.
 const SOON: Duration = Duration::from_secs(3);
@@ -103,4 +104,50 @@ fn while_the_manager_stops() {
     is_taken_up(&mut world, &good);
     assert_ne!(world.master(), master);
     assert_eq!(world.journal()["restart"], 1);
+}
+
+/// An app that stays in the foreground of its start command, and so in the session that the agent
+/// made for it.
+fn in_foreground(files: &mut Files) {
+    replace(
+        files,
+        "bin/start",
+        "#!/bin/sh\nexec node \"$(pwd -P)/master.js\" >>run/app.log 2>&1\n",
+    );
+}
+
+#[test]
+fn in_the_middle_of_a_start() {
+    let mut world = World::new(Kind::Plain);
+    let first = world.commit_gated(in_foreground);
+    world.close("pid");
+    world.host.target(&first);
+    world.host.run();
+    world.await_at("pid");
+    world.await_phase(&first, "activating");
+    let master = world.master();
+    ends_soon(&mut world);
+    assert_eq!(world.master(), master, "the app goes on");
+    world.open("pid");
+    let pid_file = world.run_dir().join("app.pid");
+    world.host.await_some("the pid file", |_| pid_file.exists().then_some(()));
+    is_taken_up(&mut world, &first);
+    assert_eq!((world.master(), world.masters()), (master, 1), "it was started once");
+}
+
+#[test]
+fn in_the_middle_of_the_start_that_ends_a_restart() {
+    let (mut world, good) = World::gated(in_foreground);
+    let master = world.master();
+    world.close("pid");
+    world.host.target_with(&good, json!({"restart": 1}));
+    world.await_at("pid");
+    let next = world.master();
+    assert_ne!(next, master);
+    ends_soon(&mut world);
+    assert_eq!(world.master(), next, "the app goes on");
+    world.open("pid");
+    let pid_file = world.run_dir().join("app.pid");
+    world.host.await_some("the pid file", |_| pid_file.exists().then_some(()));
+    is_taken_up(&mut world, &good);
 }
