@@ -8,14 +8,19 @@ use towline_tests::origin::{Origin, Repo};
 mod boot;
 mod bytes;
 mod failures;
+mod gates;
 mod input;
+mod killed;
 mod limits;
+mod managers;
 mod midway;
 mod options;
 mod ordinary;
 mod origins;
+mod restarts;
 mod space;
 mod starts;
+mod stopping;
 mod trees;
 
 /// An origin and an instance.
@@ -90,4 +95,13 @@ impl World {
 fn replace(files: &mut Vec<(String, Vec<u8>, bool)>, path: &str, text: &str) {
     files.retain(|(name, _, _)| name != path);
     files.push((path.to_owned(), text.as_bytes().to_vec(), path.starts_with("bin/")));
+}
+
+/// Changes a piece of a file.
+fn amend(files: &mut [(String, Vec<u8>, bool)], path: &str, from: &str, to: &str) {
+    let file = files.iter_mut().find(|(name, _, _)| name == path);
+    let content = &mut file.expect("the app has this file").1;
+    let text = String::from_utf8_lossy(content).into_owned();
+    assert!(text.contains(from), "{from:?} is in {path}");
+    *content = text.replace(from, to).into_bytes();
 }

@@ -203,26 +203,3 @@ fn unknown_commits_and_those_forced_away_are_told_from_those_on_the_branch() {
     world.host.target(&forced);
     world.host.await_serving(&forced);
 }
-
-#[test]
-fn an_agent_killed_anywhere_in_a_deploy_takes_it_up_again() {
-    let (mut world, mut serving) = World::serving(Kind::Plain);
-    for phase in ["preparing", "activating", "proving", "probing"] {
-        let next = world.commit_good();
-        world.host.target(&next);
-        world.host.await_status(&format!("the phase {phase}, or one after it"), |status| {
-            let order = ["preparing", "activating", "proving", "probing"];
-            let place = |name: &str| order.iter().position(|own| *own == name);
-            let now = status["phase"].as_str().and_then(place);
-            (status["target"] == next.as_str() && now >= place(phase))
-                || status["serving"] == next.as_str()
-        });
-        world.host.kill();
-        let current = world.host.current().unwrap();
-        assert!(current == serving || current == next, "`current` is one of the two");
-        world.host.run();
-        world.host.await_serving(&next);
-        assert_eq!(world.host.served().as_ref(), Some(&next));
-        serving = next;
-    }
-}

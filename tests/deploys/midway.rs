@@ -4,16 +4,12 @@ use serde_json::{Value, json};
 use towline_tests::app::Kind;
 use towline_tests::origin::Fault;
 
-use super::{World, replace};
+use super::{World, amend, replace};
 
 /// Commits the app with another behaviour, and with its recipe changed.
 fn commit(world: &mut World, behaviour: &Value, from: &str, to: &str) -> String {
     world.commit_with(|files| {
-        let recipe = files.iter_mut().find(|(path, _, _)| path == "towline.toml");
-        let recipe = &mut recipe.expect("the app has a recipe").1;
-        let text = String::from_utf8_lossy(recipe).into_owned();
-        assert!(text.contains(from), "{from} is in the recipe");
-        *recipe = text.replace(from, to).into_bytes();
+        amend(files, "towline.toml", from, to);
         replace(files, "behaviour.json", &behaviour.to_string());
     })
 }

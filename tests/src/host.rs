@@ -196,11 +196,30 @@ impl Host {
         agent.wait().expect("it is ours");
     }
 
+    /// Asks the agent to end.
+    pub fn ask_to_end(&self) {
+        signal(self.agent_pid(), Signal::SIGTERM);
+    }
+
     /// Asks the agent to end, and waits for it.
     pub fn terminate(&mut self) -> ExitStatus {
+        self.ask_to_end();
         let mut agent = self.agent.take().expect("it was started");
-        signal(agent.id(), Signal::SIGTERM);
         agent.wait().expect("it is ours")
+    }
+
+    /// Waits for the end of an agent that was asked to end, which is to come within this time.
+    pub fn await_end(&mut self, within: Duration) -> ExitStatus {
+        let step = Duration::from_millis(10);
+        for _ in 0..within.as_millis() / step.as_millis() {
+            let agent = self.agent.as_mut().expect("it was started");
+            if let Some(end) = agent.try_wait().expect("it is ours") {
+                self.agent = None;
+                return end;
+            }
+            thread::sleep(step);
+        }
+        panic!("the agent did not end within {within:?}\nlog:\n{}", self.log());
     }
 
     /// Is the agent alive?
