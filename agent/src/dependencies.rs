@@ -59,6 +59,12 @@ pub enum InstallError {
         /// The output.
         output: RelativePath,
     },
+    /// A stored tree has lost something.
+    #[error("the stored dependencies in {} were not complete, and are thrown away", place.display())]
+    Incomplete {
+        /// Where they were.
+        place: PathBuf,
+    },
     /// The release's own tree holds an output.
     #[error("{output} is in the repository, and install.outputs names it too")]
     InTree {
@@ -86,6 +92,9 @@ impl InstallError {
                 Some(format!("remove it from the repository: git rm -r --cached {output}"))
             }
             InstallError::Refused(source) => source.hint(),
+            InstallError::Incomplete { .. } => {
+                Some("nothing is to be done: the next attempt installs them anew".to_owned())
+            }
             InstallError::Disk(source) => source.hint(),
         }
     }
@@ -96,7 +105,10 @@ impl InstallError {
         match self {
             InstallError::NoOutput { .. } | InstallError::InTree { .. } => true,
             InstallError::Refused(source) => source.is_refusal(),
-            InstallError::Runtime(_) | InstallError::Command(_) | InstallError::Disk(_) => false,
+            InstallError::Runtime(_)
+            | InstallError::Command(_)
+            | InstallError::Incomplete { .. }
+            | InstallError::Disk(_) => false,
         }
     }
 }
@@ -106,6 +118,8 @@ struct Marker {
     version: u32,
     command: String,
     runtime: Option<String>,
+    /// How many files, directories and links there are; absent in markers of before it was counted.
+    entries: Option<u64>,
 }
 
 /// Computes the key of a release's dependencies from its checked-out tree.
@@ -262,6 +276,8 @@ impl Outputs {
             let place = sealed.join(output.as_str());
             make_parents(&sealed, output)?;
             fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;
+            // A file that has a name elsewhere too could be changed by it, and would be sealed there.
+            tree::separate(&place, &self.stop).map_err(failed("copy", &place))?;
             if self.is_sealed {
                 tree::seal(&place, &self.stop).map_err(failed("seal", &place))?;
             }
@@ -269,8 +285,11 @@ impl Outputs {
         barrier.sync(&sealed).map_err(failed("make durable", &sealed))?;
         let place = store.dependencies().join(&self.key.digest);
         release::discard(&place)?;
+        let outputs = self.install.outputs.iter().map(|output| sealed.join(output.as_str()));
+        let entries = Some(outputs.map(|output| 1 + release::measure(&output).1).sum());
         let (command, runtime) = (self.install.command.to_string(), self.key.runtime.clone());
-        release::complete(&sealed, &place, &Marker { version: MARKER_VERSION, command, runtime })?;
+        let marker = Marker { version: MARKER_VERSION, command, runtime, entries };
+        release::complete(&sealed, &place, &marker)?;
         Ok(())
     }
 
@@ -286,16 +305,30 @@ impl Outputs {
             let (bytes, entries) = release::measure(&place);
             self.store.check_space(bytes, entries, kept_mib)?;
         }
+        let mut entries = 0;
         for output in &self.install.outputs {
             let linked = tree.join(output.as_str());
             if fs::symlink_metadata(&linked).is_ok() {
                 return Err(InstallError::InTree { output: output.clone() });
             }
             make_parents(tree, output)?;
-            tree::link(&place.join(output.as_str()), &linked, self.is_sealed, &self.stop)
-                .map_err(failed("link dependencies into", &linked))?;
+            match tree::link(&place.join(output.as_str()), &linked, self.is_sealed, &self.stop) {
+                Ok(count) => entries += count,
+                Err(error) if absent(&error) => return self.give_up(&place),
+                Err(error) => return Err(failed("link dependencies into", &linked)(error).into()),
+            }
         }
-        Ok(())
+        let marker = fs::read(release::marker_path(&place)).unwrap_or_default();
+        match serde_json::from_slice::<Marker>(&marker) {
+            Ok(Marker { entries: Some(stored), .. }) if stored != entries => self.give_up(&place),
+            _ => Ok(()),
+        }
+    }
+
+    /// Somebody has taken something out of a stored tree: it is thrown away, and made anew next time.
+    fn give_up(&self, place: &Path) -> Result<(), InstallError> {
+        release::discard(place)?;
+        Err(InstallError::Incomplete { place: place.to_owned() })
     }
 }
 

@@ -237,12 +237,13 @@ fn say_status(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> 
         let answer = serde_json::json!({
             "schema_version": status::SCHEMA_VERSION,
             "agent_running": is_running,
+            "agent_pid": store.holder().filter(|_| is_running),
             "age_s": now_s.saturating_sub(status.written_s),
             "status": status,
         });
         println!("{answer:#}");
     } else {
-        println!("{}", status::text(&status, is_running, now_s));
+        println!("{}", status::text(&status, is_running, store.holder(), now_s));
     }
     ExitCode::SUCCESS
 }

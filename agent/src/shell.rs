@@ -68,7 +68,8 @@ impl Tools {
             entries: limits.entries,
             depth: limits.depth,
             path_bytes: limits.path_bytes,
-            bytes: limits.tree_mib << 20,
+            bytes: limits.tree_mib.saturating_mul(1 << 20),
+            file_bytes: limits.file_mib.saturating_mul(1 << 20),
         }
     }
 }

@@ -67,7 +67,7 @@ pub fn ends(text: &str, count: usize) -> String {
 /// that speaks of an error in more than a word, else the last.
 #[must_use]
 pub fn telling_line(text: &str) -> Option<&str> {
-    const LETTERS_MIN: usize = 13;
+    const LETTERS_MIN: usize = 20;
     let says = |line: &&str| {
         line.to_ascii_lowercase().contains("error")
             && line.chars().filter(|c| c.is_alphabetic()).count() >= LETTERS_MIN
@@ -110,10 +110,10 @@ mod tests {
 
     #[test]
     fn the_line_that_tells_most_is_found() {
-        let npm =
-            "npm warn old\nnpm error\nnpm error code E404\nnpm error A complete log is in x\n";
+        let npm = "npm warn old\nnpm error\nnpm error code E404\nnpm error 404 Not Found - GET \
+                   http://127.0.0.1/lodas\nnpm error A complete log is in x\n";
         let cases = [
-            ("npm", npm, Some("npm error code E404")),
+            ("npm", npm, Some("npm error 404 Not Found - GET http://127.0.0.1/lodas")),
             ("any case", "x\nModuleNotFoundError: no y\nz", Some("ModuleNotFoundError: no y")),
             ("a word is too little", "npm ERROR!\nlast\n\n", Some("last")),
             ("nothing", "\n \n", None),

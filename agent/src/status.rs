@@ -11,9 +11,10 @@ use crate::release::state::Status;
 /// The version of the JSON that `status --json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Returns the status as a person reads it. `now_s`: seconds since 1970.
+/// Returns the status as a person reads it. `holder`: the pid of whoever holds the
+/// lock, where it is known; `now_s`: seconds since 1970.
 #[must_use]
-pub fn text(status: &Status, is_running: bool, now_s: u64) -> String {
+pub fn text(status: &Status, is_running: bool, holder: Option<u32>, now_s: u64) -> String {
     let report = &status.report;
     let age_s = now_s.saturating_sub(status.written_s);
     let mut lines = vec![format!("{} in group {}", report.instance, report.group)];
@@ -45,10 +46,14 @@ pub fn text(status: &Status, is_running: bool, now_s: u64) -> String {
     if let Some(next) = next(report, is_running) {
         lines.push(format!("next     {next}"));
     }
-    lines.push(if is_running {
-        format!("agent    pid {} runs", status.pid)
-    } else {
-        format!("agent    NOT RUNNING; this is what it knew {age_s} s ago")
+    let former = status.pid;
+    lines.push(match holder {
+        _ if !is_running => format!("agent    NOT RUNNING; this is what it knew {age_s} s ago"),
+        Some(pid) if pid != former => format!(
+            "agent    pid {pid} runs and could not tell yet; this is what pid {former} knew {age_s} s \
+             ago: see the log, and the space that is left"
+        ),
+        _ => format!("agent    pid {former} runs"),
     });
     lines.join("\n")
 }
@@ -137,12 +142,14 @@ mod tests {
     #[test]
     fn what_serves_is_told_with_its_age() {
         let status = status(|report| report.failure = None);
-        let said = text(&status, true, 204);
+        let said = text(&status, true, None, 204);
         let short = status.report.serving.as_ref().unwrap().short();
         let line = format!("serves   {short}, healthy; its own answers named the revision; last");
         assert!(said.contains(&line) && said.contains("last change 104 s ago"), "{said}");
-        let said = text(&status, false, 204);
+        let said = text(&status, false, None, 204);
         assert!(said.contains("agent    NOT RUNNING") && said.contains("next     start the agent"));
+        let said = text(&status, true, Some(8), 204);
+        assert!(said.contains("pid 8 runs and could not tell yet"), "{said}");
     }
 
     #[test]
@@ -152,7 +159,7 @@ mod tests {
             report.degraded = Some(format!("abcdef0 was rejected: {detail}"));
         });
         let detail = &status.report.failure.as_ref().unwrap().detail;
-        let said = text(&status, true, 204);
+        let said = text(&status, true, None, 204);
         assert_eq!(said.matches(detail.as_str()).count(), 1, "{said}");
         assert!(said.contains("next     correct it"), "{said}");
     }

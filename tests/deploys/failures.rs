@@ -1,5 +1,7 @@
 //! Revisions that fail, and what serves afterwards.
 
+use std::fs;
+
 use serde_json::{Value, json};
 use towline_tests::app::Kind;
 use towline_tests::origin::Fault;
@@ -78,11 +80,16 @@ fn a_manager_that_keeps_the_old_directory_is_restarted() {
 
 /// Adds an install to the app that has none.
 pub(super) fn with_install(world: &mut World, command: &str) -> String {
+    with_install_of(world, command, "parent.txt")
+}
+
+/// `input`: the file that the install is known by; `parent.txt` differs from commit to commit.
+fn with_install_of(world: &mut World, command: &str, input: &str) -> String {
     world.commit_with(|files| {
         let recipe = files.iter().find(|(path, _, _)| path == "towline.toml");
         let recipe = recipe.expect("the app has a recipe");
         let install = format!(
-            "[install]\ncommand = [\"sh\", \"-c\", {command:?}]\ninputs = [\"parent.txt\"]\noutputs \
+            "[install]\ncommand = [\"sh\", \"-c\", {command:?}]\ninputs = [{input:?}]\noutputs \
              = [\"made\"]\ntimeout_s = 2\n\n"
         );
         let text = install + std::str::from_utf8(&recipe.1).expect("a recipe is text");
@@ -202,4 +209,27 @@ fn unknown_commits_and_those_forced_away_are_told_from_those_on_the_branch() {
     }
     world.host.target(&forced);
     world.host.await_serving(&forced);
+}
+
+#[test]
+fn stored_dependencies_that_have_lost_something_are_made_anew() {
+    let mut world = World::new(Kind::Plain);
+    let command = "mkdir -p made/deep && echo one >made/deep/one && echo two >made/two";
+    let good = with_install_of(&mut world, command, "supervisor.js");
+    world.host.target(&good);
+    world.host.run();
+    world.host.await_serving(&good);
+    let trees = world.host.dir().join("dependencies");
+    let tree = fs::read_dir(&trees).unwrap().map(|entry| entry.unwrap().path());
+    let tree = tree.into_iter().find(|path| path.is_dir()).expect("it is stored");
+    for lost in ["made/deep/one", "made"] {
+        let path = tree.join(lost);
+        let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        gone.unwrap();
+        let next = with_install_of(&mut world, command, "supervisor.js");
+        world.host.target(&next);
+        world.host.await_serving(&next);
+        let made = world.host.dir().join("current/made/deep/one");
+        assert_eq!(fs::read_to_string(made).unwrap(), "one\n", "without {lost}");
+    }
 }

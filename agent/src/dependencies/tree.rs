@@ -273,10 +273,17 @@ pub(super) fn seal(tree: &Path, stop: &CancellationToken) -> io::Result<()> {
 }
 
 /// Recreates a tree at `to`, with hard links to its files where `hard`, copies elsewhere.
-pub(super) fn link(from: &Path, to: &Path, hard: bool, stop: &CancellationToken) -> io::Result<()> {
+pub(super) fn link(
+    from: &Path,
+    to: &Path,
+    hard: bool,
+    stop: &CancellationToken,
+) -> io::Result<u64> {
+    let mut entries = 0;
     let mut pairs = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = pairs.pop() {
         go_on(stop)?;
+        entries += 1;
         let meta = fs::symlink_metadata(&from)?;
         if meta.is_dir() {
             fs::create_dir(&to)?;
@@ -292,6 +299,39 @@ pub(super) fn link(from: &Path, to: &Path, hard: bool, stop: &CancellationToken)
             fs::copy(&from, &to)?;
             fs::File::open(&to)?.set_modified(meta.modified()?)?;
         }
+    }
+    Ok(entries)
+}
+
+/// Gives every file of a tree that has a name outside of it bytes of its own; times are kept. Package
+/// managers link files from their caches.
+pub(super) fn separate(tree: &Path, stop: &CancellationToken) -> io::Result<()> {
+    let mut names: BTreeMap<(u64, u64), (u64, Vec<PathBuf>)> = BTreeMap::new();
+    let mut paths = vec![tree.to_owned()];
+    while let Some(path) = paths.pop() {
+        go_on(stop)?;
+        let meta = fs::symlink_metadata(&path)?;
+        if meta.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                paths.push(entry?.path());
+            }
+        } else if meta.is_file() && meta.nlink() > 1 {
+            let known = names.entry((meta.dev(), meta.ino())).or_insert((meta.nlink(), Vec::new()));
+            known.1.push(path);
+        }
+    }
+    let elsewhere = names.into_values().filter(|(links, own)| *links != own.len() as u64);
+    for path in elsewhere.flat_map(|(_, own)| own) {
+        go_on(stop)?;
+        let meta = fs::symlink_metadata(&path)?;
+        // In its own directory, so that the rename is one.
+        let mut name = path.clone().into_os_string();
+        name.push(".towline-copy");
+        let copy = PathBuf::from(name);
+        fs::copy(&path, &copy)?;
+        lchown(&copy, Some(meta.uid()), Some(meta.gid()))?;
+        fs::File::open(&copy)?.set_modified(meta.modified()?)?;
+        fs::rename(&copy, &path)?;
     }
     Ok(())
 }
@@ -352,6 +392,26 @@ mod tests {
         fs::remove_file(dir.path().join("a/b/out")).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
         assert!(matches!(checked(dir.path()), Err(TreeFault::Special { .. })));
+    }
+
+    #[test]
+    fn a_file_with_a_name_elsewhere_gets_bytes_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
+        fs::create_dir(&tree).unwrap();
+        fs::write(&other, "shared").unwrap();
+        fs::hard_link(&other, tree.join("a")).unwrap();
+        fs::write(tree.join("b"), "own").unwrap();
+        fs::hard_link(tree.join("b"), tree.join("c")).unwrap();
+        let past = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        fs::File::open(&other).unwrap().set_modified(past).unwrap();
+        separate(&tree, &CancellationToken::new()).unwrap();
+        let meta = |path: &Path| fs::metadata(path).unwrap();
+        assert_eq!((meta(&other).nlink(), meta(&tree.join("a")).nlink()), (1, 1));
+        assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "shared");
+        assert_eq!(meta(&tree.join("a")).modified().unwrap(), past);
+        assert_eq!(meta(&tree.join("b")).ino(), meta(&tree.join("c")).ino(), "links within stay");
+        assert_eq!(fs::read_dir(&tree).unwrap().count(), 3, "nothing is left beside them");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Limits {
     pub path_bytes: usize,
     /// All files together, in bytes.
     pub bytes: u64,
+    /// One file, in bytes: writing it takes as much memory.
+    pub file_bytes: u64,
 }
 
 /// A tree that was walked and may be written.
@@ -235,8 +237,7 @@ impl Cache {
         commit.tree().map_err(unread(revision))
     }
 
-    /// Walks the folder `root` of a commit under `limits`; nothing is written. A file of more than
-    /// `file_bytes_max` is refused: writing it takes as much memory.
+    /// Walks the folder `root` of a commit under `limits`; nothing is written.
     ///
     /// # Errors
     ///
@@ -246,7 +247,6 @@ impl Cache {
         revision: &Revision,
         root: &RelativePath,
         limits: &Limits,
-        file_bytes_max: u64,
     ) -> Result<Plan, TreeError> {
         let mut tree = self.root(revision)?;
         if !root.is_root() {
@@ -263,7 +263,7 @@ impl Cache {
         let odb = self.repository.odb().map_err(unread(revision))?;
         let subtree = tree.id();
         let plan = Plan { subtree: subtree.to_string(), entries: 0, bytes: 0, items: Vec::new() };
-        let mut walk = Walk { odb, limits, file_bytes_max, plan };
+        let mut walk = Walk { odb, limits, plan };
         let mut trees = vec![(Vec::new(), 0, subtree)];
         while let Some((path, depth, id)) = trees.pop() {
             let tree = self.repository.find_tree(id).map_err(unread(id))?;
@@ -339,7 +339,6 @@ fn write_file(path: &Path, content: &[u8], executable: bool) -> io::Result<()> {
 struct Walk<'a> {
     odb: Odb<'a>,
     limits: &'a Limits,
-    file_bytes_max: u64,
     plan: Plan,
 }
 
@@ -405,8 +404,8 @@ impl Walk<'_> {
 
     fn file(&mut self, path: &[u8], id: Oid) -> Result<(), TreeError> {
         let (size, _) = self.odb.read_header(id).map_err(unread(path.escape_ascii()))?;
-        if size as u64 > self.file_bytes_max {
-            let what = format!("has {size} bytes, more than {}", self.file_bytes_max);
+        if size as u64 > self.limits.file_bytes {
+            let what = format!("has {size} bytes, more than {}", self.limits.file_bytes);
             let instead = "fetch it in [install], or raise limits.file_mib in host config";
             return Err(refused(path, what, instead));
         }

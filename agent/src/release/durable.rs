@@ -81,34 +81,66 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Replaces a small JSON document whole: readers see the old one or the new one.
+/// Writes a small JSON document whole, and durably: readers see the old one or the new one.
 pub(super) fn write(path: &Path, document: &impl Serialize, mode: u32) -> io::Result<()> {
-    replace(path, document, mode, true)
-}
-
-/// Like [`write`], for what need not survive a power cut.
-pub(super) fn write_lightly(path: &Path, document: &impl Serialize, mode: u32) -> io::Result<()> {
-    replace(path, document, mode, false)
-}
-
-fn replace(path: &Path, document: &impl Serialize, mode: u32, durable: bool) -> io::Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(document)?;
-    bytes.push(b'\n');
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
+    let new = beside(path);
     let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&new)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(&json(document)?)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// What a document that is written again and again takes, or a multiple of it.
+const ROOM_BYTES: usize = 16 * 1024;
+
+/// Like [`write`], for a document that is written again and again, also when the disk is full. `lasts`:
+/// also through a power cut.
+///
+/// Two files change places, and each is as long as the other: none is made, and none grows. What is
+/// not needed of it is blank, which JSON allows.
+pub(super) fn rewrite(
+    path: &Path,
+    document: &impl Serialize,
+    mode: u32,
+    lasts: bool,
+) -> io::Result<()> {
+    let mut bytes = json(document)?;
+    bytes.resize(bytes.len().next_multiple_of(ROOM_BYTES), b'\n');
+    let new = beside(path);
+    let mut file =
+        File::options().write(true).create(true).truncate(false).mode(mode).open(&new)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(&bytes)?;
-    if durable {
+    file.set_len(bytes.len() as u64)?;
+    if lasts {
         file.sync_all()?;
     }
     drop(file);
-    fs::rename(&new, path)?;
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    let exchanged = rustix::fs::renameat_with(rustix::fs::CWD, &new, rustix::fs::CWD, path, flags);
+    if exchanged.is_err() {
+        // For the first time, or on a file system that cannot.
+        fs::rename(&new, path)?;
+    }
     match path.parent() {
-        Some(dir) if durable => sync_dir(dir),
+        Some(dir) if lasts => sync_dir(dir),
         _ => Ok(()),
     }
+}
+
+fn json(document: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(document)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 /// Removes a tree, or a file, or nothing where there is nothing. Links are not followed, and a

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 use std::time::Duration;
 
@@ -53,7 +53,12 @@ impl Store {
             .map_err(failed("open", &path))?;
         for _ in 0..LOOKS {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => {
+                    // Who it is; a disk that is full leaves it open.
+                    let own = format!("{:>10}\n", std::process::id());
+                    drop(file.write_all_at(own.as_bytes(), 0));
+                    return Ok(Lock { _file: file });
+                }
                 // Another command may be having a look at it, for a moment.
                 Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
                 Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
@@ -67,6 +72,12 @@ impl Store {
     pub fn is_locked(&self) -> bool {
         let Ok(file) = File::open(self.state().join("lock")) else { return false };
         matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+
+    /// The pid of the agent that holds the lock, as far as it could write it down.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        fs::read_to_string(self.state().join("lock")).ok()?.trim().parse().ok()
     }
 
     /// Reads the journal, or begins one. The second value says what became of one that is broken.
@@ -108,7 +119,7 @@ impl Store {
     /// Then the former one stands, or, after a power cut, either of the two.
     pub fn write_journal(&self, journal: &Journal) -> Result<(), DiskError> {
         let path = self.state().join("journal.json");
-        durable::write(&path, journal, 0o600).map_err(failed("write", &path))
+        durable::rewrite(&path, journal, 0o600, true).map_err(failed("write", &path))
     }
 
     /// Writes the status for `towline-agent status`; it need not survive a power cut.
@@ -118,7 +129,7 @@ impl Store {
     /// Then the former one stands.
     pub fn write_status(&self, status: &Status) -> Result<(), DiskError> {
         let path = self.state().join("status.json");
-        durable::write_lightly(&path, status, 0o600).map_err(failed("write", &path))
+        durable::rewrite(&path, status, 0o600, false).map_err(failed("write", &path))
     }
 
     /// Reads the status that the last agent left; `None` where none ever ran.
@@ -140,6 +151,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn store() -> (tempfile::TempDir, Store) {
@@ -153,9 +166,33 @@ mod tests {
     fn the_lock_is_held_once() {
         let (_dir, store) = store();
         let lock = store.lock().unwrap();
+        assert_eq!(store.holder(), Some(std::process::id()));
         assert!(matches!(store.lock(), Err(DiskError::Locked { .. })));
         drop(lock);
         assert!(!store.is_locked());
+    }
+
+    #[test]
+    fn a_state_that_was_written_once_can_be_written_on_a_full_disk() {
+        let (_dir, store) = store();
+        let own: Instance = "i-1".parse().unwrap();
+        let mut journal = Journal::new(own.clone());
+        for digit in ['a', 'b', 'c'] {
+            journal.prove(&digit.to_string().repeat(40).parse().unwrap());
+            store.write_journal(&journal).unwrap();
+            assert_eq!(store.read_journal(&own).unwrap().0, journal);
+        }
+        // Two files of one length that change places: what is written next has its blocks already.
+        let name = |name: &str| store.state().join(name);
+        let places = || {
+            let inode = |path| fs::metadata(path).unwrap().ino();
+            let length = |path| fs::metadata(path).unwrap().len();
+            assert_eq!(length(name("journal.json")), length(name("journal.json.new")));
+            (inode(name("journal.json")), inode(name("journal.json.new")))
+        };
+        let before = places();
+        store.write_journal(&journal).unwrap();
+        assert_eq!(places(), (before.1, before.0));
     }
 
     #[test]

@@ -72,7 +72,9 @@ impl PrepareError {
             | PrepareError::NotText { .. }
             | PrepareError::SharedInTree { .. } => Cause::Refused,
             PrepareError::Install(source) if source.is_refusal() => Cause::Refused,
-            PrepareError::Install(InstallError::Disk(_)) => Cause::Disk,
+            PrepareError::Install(InstallError::Disk(_) | InstallError::Incomplete { .. }) => {
+                Cause::Disk
+            }
             PrepareError::Install(_) => Cause::Install,
             PrepareError::Tree { .. } | PrepareError::Disk(_) | PrepareError::Thread(_) => {
                 Cause::Disk
@@ -233,7 +235,7 @@ impl Work<'_> {
     async fn fetch(&self) -> Result<(), PrepareError> {
         let (cache, origin) = (self.tools.store.git_cache(), Arc::clone(&self.tools.origin));
         let (revision, stop) = (self.revision.clone(), self.stop.clone());
-        let limit = self.tools.config.keep.git_mib << 20;
+        let limit = self.tools.config.keep.git_mib.saturating_mul(1 << 20);
         let handle = tokio::runtime::Handle::current();
         let (store, free_mib) = (self.tools.store.clone(), self.tools.config.keep.free_mib);
         let room: Room = Arc::new(move || store.check_space(0, 0, free_mib));
@@ -264,7 +266,6 @@ impl Work<'_> {
     async fn plan(&self) -> Result<(Plan, String), PrepareError> {
         let (cache, path) = (self.tools.store.git_cache(), self.tools.config.git.recipe.clone());
         let (revision, limits) = (self.revision.clone(), self.tools.limits());
-        let file_bytes_max = self.tools.config.limits.file_mib << 20;
         let read = spawn_blocking(move || {
             let dir = cache;
             let tree = |source| tree_failed(&dir, &revision, source);
@@ -285,8 +286,7 @@ impl Work<'_> {
                 path,
                 source,
             })?;
-            let plan =
-                cache.plan(&revision, &recipe.root, &limits, file_bytes_max).map_err(tree)?;
+            let plan = cache.plan(&revision, &recipe.root, &limits).map_err(tree)?;
             let outputs = recipe.install.iter().flat_map(|install| &install.outputs);
             for place in recipe.shared.iter().chain(outputs) {
                 plan.check_way_to(place).map_err(tree)?;
@@ -381,7 +381,9 @@ fn bound_caches(store: &Store, keep: &Keep, due: &Revision) {
         Err(error) => warn!(error = error::chain(&error), "could not empty the package cache"),
     }
     let dir = store.git_cache();
-    let is_surplus = |cache: &Cache| cache.size_bytes() > keep.git_mib << 20 && !cache.has(due);
+    let is_surplus = |cache: &Cache| {
+        cache.size_bytes() > keep.git_mib.saturating_mul(1 << 20) && !cache.has(due)
+    };
     if Cache::open(&dir).is_ok_and(|cache| is_surplus(&cache)) {
         match remove_tree(&dir) {
             Ok(()) => info!("emptied the git cache, to make room"),
