@@ -19,7 +19,7 @@ bench: setup ## measure what the project claims, beside `git pull && npm ci && k
 	@$${CARGO_TARGET_DIR:-target}/release/bench
 
 test: setup ## run all tests, with everything that they need installed first
-	@$(CARGO) build --locked -p towline-agent
+	@$(CARGO) build --locked
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --locked --workspace; \
 	else \

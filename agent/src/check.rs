@@ -287,7 +287,9 @@ fn refuse(findings: &mut Findings, error: &ConfigError) {
             findings.say(&format!(":{line}"), source.message());
         }
         ConfigError::Name { source, .. } => findings.problem("", None, &source.to_string()),
-        ConfigError::Read { source, .. } => findings.problem("", None, &source.to_string()),
+        ConfigError::Read { source, .. } => {
+            findings.problem("", None, &format!("could not be read: {source}"));
+        }
     }
 }
 
@@ -337,7 +339,7 @@ mod tests {
     #[test]
     fn what_is_made_later_need_not_be_there() {
         let dir = tempfile::tempdir().unwrap();
-        let made = "[install]\ncommand = [\"pip\"]\ninputs = []\noutputs = [\"vendor\"]\n";
+        let made = "[install]\ncommand = [\"pip\"]\ninputs = [\"lock\"]\noutputs = [\"vendor\"]\n";
         let text = RECIPE.replace("[\"node\"]", "[\"vendor/bin/gunicorn\"]");
         fs::write(dir.path().join("towline.toml"), format!("{made}{text}")).unwrap();
         let (said, valid) = check(dir.path());

@@ -28,9 +28,9 @@ fn bake(stage: &mut Stage) {
     let packages = stage.content("package-lock.json").matches("\"node_modules/").count();
     println!(
         "A node app with {packages} packages and 2 workers, its git origin on loopback, npm's \
-         registry, one instance.\nEvery figure was measured in this run. So that it is short, the \
-         health window is {} s (30 s by default), a boot gives up on its target after \
-         {BOOT_DEADLINE_S} s (240 s), and attempts follow each other within 2 s (300 s).",
+         registry, one instance.\nEvery figure was measured in this run.\nSo that it is short, \
+         the health window is {} s (30 s by default), a boot gives up on its target\nafter \
+         {BOOT_DEADLINE_S} s (240 s), and attempts are at most 2 s apart (300 s).",
         stage.recipe().health.healthy_for.as_secs_f64()
     );
     let (first, watch) = (stage.tip.clone(), Stopwatch::start());
