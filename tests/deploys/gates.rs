@@ -52,8 +52,10 @@ pub(super) fn set(files: &mut Files, (from, to): (&str, &str)) {
     amend(files, "towline.toml", from, to);
 }
 
-/// Lets the app's workers be unhealthy.
+/// Lets the app's workers be unhealthy. An app that has never been well gets the manager's time to
+/// become so, which is shortened.
 pub(super) fn unhealthy(files: &mut Files) {
+    set(files, ("\ntimeout_s = 8", "\ntimeout_s = 4"));
     replace(files, "behaviour.json", "{\"worker\": \"unhealthy\"}");
 }
 

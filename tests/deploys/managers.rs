@@ -117,7 +117,7 @@ fn an_app_that_is_probed_by_connecting_is_shown_by_its_processes() {
             "server.listen(Number(process.env.PORT || read('run/port') || 3000)",
             "server.listen(0",
         );
-        set(files, ("timeout_s = 8", "timeout_s = 2"));
+        set(files, ("timeout_s = 8", "timeout_s = 4"));
     };
     let (_world, detail) = is_deployed_and_restored(by_connection, deaf, "started");
     assert!(detail.contains("connect to 127.0.0.1:"), "{detail}");

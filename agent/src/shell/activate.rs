@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{Find, Recipe, Reload, RestartWhen};
+use towline_protocol::recipe::{CommandLine, Find, Recipe, Reload, RestartWhen};
 use towline_protocol::report::Cause;
 use tracing::{debug, info, warn};
 
@@ -79,8 +79,12 @@ pub(crate) async fn look(
     stop: &CancellationToken,
 ) -> Result<Option<Process>, FindError> {
     let current = tools.store.current();
+    let is_first = !current.exists();
+    if is_first && matches!(find, Find::Status(command) if is_of_a_release(command)) {
+        return Ok(None);
+    }
     // Before the first release there is no `current` to run a status command in.
-    let cwd = if current.exists() { &current } else { tools.store.dir() };
+    let cwd = if is_first { tools.store.dir() } else { &current };
     match manager::find(find, &Context { run_as: &tools.run_as, cwd, stop }).await {
         Ok(Finding::Running(process)) => Ok(Some(process)),
         Ok(Finding::Nothing(absence)) => {
@@ -111,10 +115,17 @@ pub(super) async fn check_way(
     stop: &CancellationToken,
 ) -> Result<(), String> {
     tools.store.check_current().map_err(|error| hinted(&error, error.hint()))?;
-    for finder in Managers::of(tools, to, None)?.all() {
+    let managers = Managers::of(tools, to, None)?;
+    // A status command is run once the swap is due, and not for the sake of a look.
+    for finder in managers.all().filter(|finder| matches!(finder, Find::PidFile(_))) {
         look(tools, finder, stop).await.map_err(|error| hinted(&error, error.hint()))?;
     }
     Ok(())
+}
+
+/// Is the program a file of the release, so that there is none before the first one?
+fn is_of_a_release(command: &CommandLine) -> bool {
+    command.program.contains('/') && !command.program.starts_with('/')
 }
 
 /// Points `current` at `to` and has its manager follow.
