@@ -133,6 +133,32 @@ fn every_file_says_what_it_is_for_and_is_no_drawer() {
     }
 }
 
+/// A file of more lines than this is two of something.
+const LINES_OF_CODE_MAX: usize = 500;
+
+/// Counts lines that are neither blank, nor comments, nor tests at the end of the file they test.
+fn lines_of_code(text: &str) -> usize {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).count()
+}
+
+#[test]
+fn lines_of_code_are_counted() {
+    let text = "//! What for.\n\nfn a() {\n    // why\n    b();\n}\n\n#[cfg(test)]\nmod tests {\n    c\n}\n";
+    assert_eq!(lines_of_code(text), 3);
+}
+
+#[test]
+fn no_file_is_two() {
+    let is_rust = |name: &String| name.ends_with(".rs");
+    for name in files().into_iter().filter(is_rust) {
+        let text = std::fs::read_to_string(root().join(&name)).expect("it is text");
+        let lines = lines_of_code(&text);
+        assert!(lines <= LINES_OF_CODE_MAX, "{name}: {lines} lines of code; what is it two of?");
+    }
+}
+
 #[test]
 fn the_root_holds_what_every_project_has() {
     const KNOWN: &[&str] = &[
