@@ -18,6 +18,7 @@ mod options;
 mod ordinary;
 mod origins;
 mod restarts;
+mod serving;
 mod space;
 mod starts;
 mod stopping;

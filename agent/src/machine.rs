@@ -84,6 +84,8 @@ pub enum Event {
     Pruned(Vec<Revision>),
     /// The time asked for with [`Effect::WakeAt`] has come.
     Woke,
+    /// The manager of what serves has ended, with nobody having told it to.
+    Ended,
 }
 
 /// How a task ended.
@@ -345,6 +347,7 @@ impl Machine {
             Event::Targeted(target) => self.targeted(target, &mut effects),
             Event::Objected(reason) => self.objected(reason, &mut effects),
             Event::Woke => self.woke(&mut effects),
+            Event::Ended => self.ended(&mut effects),
             Event::Pruned(left) => self.releases = left,
             Event::Done(task, outcome) => {
                 if self.is_busy && task == self.task {

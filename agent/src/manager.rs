@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::{CommandLine, Find, ReloadSignal};
 
@@ -89,6 +90,16 @@ impl Process {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         process::lives(&self.pidfd, self.pid)
+    }
+
+    /// Returns what becomes readable when it ends; call it within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The system has no more descriptors.
+    pub fn watch(&self) -> io::Result<Receiver> {
+        // No pipe, and nothing is read: it is the runtime's safe way to wait for a descriptor.
+        Receiver::from_owned_fd_unchecked(self.pidfd.try_clone()?)
     }
 
     fn as_worker(&self) -> Worker {

@@ -40,6 +40,9 @@ use crate::source::file::FileSource;
 mod activate;
 mod prepare;
 mod probe;
+mod watch;
+
+use watch::Watch;
 
 pub(crate) use activate::{finder, look};
 pub(crate) use probe::answers;
@@ -106,6 +109,9 @@ pub struct Shell {
     started: Instant,
     wake: Option<Duration>,
     task: Option<(TaskId, CancellationToken, Running)>,
+    /// The manager of what serves, between two tasks; and whether it was looked for since the last one.
+    watched: Option<Watch>,
+    has_looked: bool,
     last: Option<Report>,
     _lock: Lock,
 }
@@ -127,6 +133,8 @@ impl Shell {
             started: Instant::now(),
             wake: None,
             task: None,
+            watched: None,
+            has_looked: false,
             last: None,
             _lock: lock,
         }
@@ -149,6 +157,7 @@ impl Shell {
             {
                 return end;
             }
+            self.watch().await;
             let wake = self.wake.map(|wake| self.started + wake);
             let event = tokio::select! {
                 () = stop.cancelled() => {
@@ -172,8 +181,23 @@ impl Shell {
                     self.wake = None;
                     Event::Woke
                 }
+                () = watch::ended(self.watched.as_ref()) => {
+                    self.watched = None;
+                    Event::Ended
+                }
             };
             self.step(event).await;
+        }
+    }
+
+    /// Takes hold of the manager while nothing is done about it.
+    async fn watch(&mut self) {
+        if self.task.is_some() || self.has_looked {
+            return;
+        }
+        self.has_looked = true;
+        if let Some(revision) = self.machine.serving().cloned() {
+            self.watched = watch::watch(&self.tools, &revision).await;
         }
     }
 
@@ -232,6 +256,8 @@ impl Shell {
     }
 
     fn begin(&mut self, id: TaskId, task: Task) {
+        self.watched = None;
+        self.has_looked = false;
         let stop = CancellationToken::new();
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
         let running: Running = match task {

@@ -119,7 +119,7 @@ fn an_agent_killed_in_the_middle_of_a_restore_restores() {
 }
 
 /// The app, started without anybody who would bring its manager back.
-fn alone(files: &mut Vec<(String, Vec<u8>, bool)>) {
+pub(super) fn alone(files: &mut Vec<(String, Vec<u8>, bool)>) {
     let start = files.iter().find(|(path, _, _)| path == "bin/start").expect("it can be started");
     let text = String::from_utf8_lossy(&start.1).replace("supervisor.js", "master.js");
     replace(files, "bin/start", &text);

@@ -216,7 +216,11 @@ impl World {
                         !matches!(task, Task::Prepare { .. } | Task::Ask(_) | Task::Journal(_))
                     };
                     if !self.task.as_ref().is_some_and(|(_, task)| touches(task)) {
-                        self.has_died |= self.running.take().is_some();
+                        let has_ended = self.running.take().is_some();
+                        self.has_died |= has_ended;
+                        if has_ended && self.random.one_in(2) {
+                            self.step(Event::Ended)?;
+                        }
                     }
                 }
                 _ => self.advance()?,
@@ -450,7 +454,8 @@ impl World {
 
     fn step(&mut self, event: Event) -> Result<(), String> {
         self.trace.push(format!("{:?} {event:?}", self.now));
-        let (is_word, crashes) = (!matches!(event, Event::Done(..)), self.crashes);
+        let is_word = !matches!(event, Event::Done(..) | Event::Ended);
+        let crashes = self.crashes;
         let effects = self.machine.step(self.now, event);
         self.perform(effects)?;
         let is_unsure = self.told.as_ref().is_some_and(|told| told.phase == Phase::Starting);

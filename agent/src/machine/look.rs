@@ -1,7 +1,8 @@
 //! The look at what serves: after a restart of the agent, and from time to time.
 //!
 //! ```text
-//!   due ──► Checking ─┬─ healthy ──────────────► proven, if it was not yet
+//!   due, or the manager has ended
+//!    └─────► Checking ─┬─ healthy ──────────────► proven, if it was not yet
 //!                     ├─ unhealthy ────────────► told; after proof there is no local rollback
 //!                     ├─ nothing of it runs ───► a boot, from the first rung of the ladder
 //!                     └─ never proven, and something else is ──► likewise
@@ -74,6 +75,23 @@ impl Machine {
             && self.live.is_running
             && self.live.revision.is_some();
         serves.then(|| self.looked + CHECK_EVERY)
+    }
+
+    /// What serves may be down: that is not waited for until the next look.
+    pub(super) fn ended(&mut self, effects: &mut Vec<Effect>) {
+        match self.state.clone() {
+            State::Idle => self.check(None, effects),
+            State::Stocking { .. } => {
+                self.stop(effects);
+                self.check(None, effects);
+            }
+            State::Waiting { ref retry, .. } if self.look_due(retry).is_some() => {
+                let back = self.state.clone();
+                self.check(Some(back), effects);
+            }
+            // Whatever is under way has an eye on it, or goes on to a look.
+            _ => {}
+        }
     }
 
     /// Looks at what serves; `back`: and goes on with this wait afterwards.

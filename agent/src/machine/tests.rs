@@ -169,6 +169,7 @@ impl Play {
                 Event::Woke
             }
             "stirred" => Event::Woke,
+            "ended" => Event::Ended,
             word => {
                 let outcome = outcome(word, &words[1..]).unwrap_or_else(|| panic!("{word}?"));
                 Event::Done(self.machine.task - u64::from(is_late), outcome)

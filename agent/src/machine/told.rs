@@ -2,6 +2,7 @@
 //!
 //! PURE.
 
+use towline_protocol::ids::Revision;
 use towline_protocol::report::{self, Health, Phase, Report};
 
 use super::ladder::Ladder;
@@ -20,6 +21,12 @@ impl Machine {
         let is_known = !self.never_looked();
         let has_heard = self.journal.target.is_some() || self.objection.is_some();
         (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
+    }
+
+    /// Returns the release that serves, while nothing is done about it.
+    #[must_use]
+    pub fn serving(&self) -> Option<&Revision> {
+        self.live.revision.as_ref().filter(|_| self.live.is_running)
     }
 
     /// Is the newest target's revision live and healthy here?

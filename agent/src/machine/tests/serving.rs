@@ -278,6 +278,23 @@ fn what_serves_is_looked_at_and_what_has_ended_is_started_again() {
             "activating - unhealthy served; degraded: b could not be prepared: it broke",
         ),
         (
+            "a manager that ends is not waited for until the next look",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("ended", ""),
+                ("served", "look"),
+                ("ended", "check a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("ended", ""),
+                ("failed fetch", "wait 2"),
+                ("ended", "check a briefly"),
+                ("served", "wait 2"),
+            ],
+            "waiting a healthy served; failure: fetch of b, 1; degraded: b could not be prepared: it broke",
+        ),
+        (
             "a wait goes on after a look as it was",
             SERVES_A,
             &[
