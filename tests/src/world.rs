@@ -1,5 +1,5 @@
 //! A simulated instance: the real machine in a world that fails, repeats, and crashes it between any
-//! two effects. Everything follows from the seed. What must hold in it is in [`rules`].
+//! two effects. Everything follows from the seed. What must hold in it is in `rules`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -6,7 +6,7 @@
 //!
 //! The kernel watches inodes, and what happens on this host: the directory may be replaced by another,
 //! the file may be a link into one that is not watched, or lie on another host's disk. So the watch
-//! follows the path, and besides events there is one look at the file every [`LOOK_EVERY`].
+//! follows the path, and besides events there is one look at the file every `LOOK_EVERY`.
 
 use std::cell::Cell;
 use std::fs::{self, File};
