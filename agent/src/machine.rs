@@ -101,8 +101,8 @@ pub enum Outcome {
     Permitted(bool),
     /// The journal that allows a swap is durable.
     Journalled,
-    /// `current` points at the release, and its manager was told or started.
-    Activated,
+    /// `current` points at the release, and its manager was told to reload, or was started anew.
+    Activated(How),
     /// The activation could not begin, and has touched nothing; why, in one line.
     Untouched(String),
     /// The workers were replaced.

@@ -204,7 +204,7 @@ impl World {
                     // An answer to a question of long ago.
                     let old = self.random.below(self.begun as u64 + 2);
                     if self.task.as_ref().is_none_or(|(id, _)| *id != old) {
-                        self.step(Event::Done(old, Outcome::Activated))?;
+                        self.step(Event::Done(old, Outcome::Activated(How::Reload)))?;
                     }
                 }
                 5 => self.hear()?,

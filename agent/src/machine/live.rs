@@ -115,7 +115,9 @@ impl Machine {
             (Step::Activate, Outcome::Untouched(detail)) => {
                 self.untouched(swap, how, detail, effects);
             }
-            (Step::Activate, Outcome::Activated) => {
+            (Step::Activate, Outcome::Activated(done)) => {
+                // What was started anew would only be started anew again.
+                let how = if done == How::Restart { done } else { how };
                 self.state = State::Live { swap, how, step: Step::Prove };
                 self.begin(Task::Prove(to), effects);
             }
@@ -276,7 +278,8 @@ impl Machine {
     ) {
         let Some(to) = swap.from.clone() else { return };
         match (step, outcome) {
-            (Step::Activate, Outcome::Activated) => {
+            (Step::Activate, Outcome::Activated(done)) => {
+                let how = if done == How::Restart { done } else { how };
                 self.state = State::Restoring { swap, how, step: Step::Prove, attempt };
                 self.begin(Task::Prove(to), effects);
             }

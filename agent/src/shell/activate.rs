@@ -161,10 +161,10 @@ pub(super) async fn activate(
         }
     };
     match work.perform(running).await {
-        Ok(done) => {
+        Ok((how, done)) => {
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(revision = %to, manager = done, elapsed_ms, "activated");
-            Outcome::Activated
+            Outcome::Activated(how)
         }
         Err(detail) => {
             if !stop.is_cancelled() {
@@ -275,36 +275,34 @@ impl<'a> Work<'a> {
     }
 
     /// Has the manager follow; returns what was done to it, for the log.
-    async fn perform(&self, running: Running) -> Result<&'static str, String> {
+    async fn perform(&self, running: Running) -> Result<(How, &'static str), String> {
         for other in &running.others {
             self.end(other).await?;
         }
         let Some(process) = running.own else {
             self.start().await?;
             let is_other = !running.others.is_empty();
-            return Ok(if is_other {
-                "restart: the recipe names another manager"
-            } else {
-                "started"
-            });
+            let done =
+                if is_other { "restart: the recipe names another manager" } else { "started" };
+            return Ok((How::Restart, done));
         };
         let has_workers =
             self.tools.before.borrow().as_ref().is_some_and(|before| !before.workers.is_empty());
         match self.needs_restart {
             Some(reason) => {
                 self.restart(&process).await?;
-                Ok(reason)
+                Ok((How::Restart, reason))
             }
             // A reload shows in new workers; a manager without any cannot show it.
             None if !has_workers => {
                 self.restart(&process).await?;
-                Ok("restart: it has no workers that a reload could replace")
+                Ok((How::Restart, "restart: it has no workers that a reload could replace"))
             }
             None => match self.reload(&process).await? {
-                true => Ok("reloaded"),
+                true => Ok((How::Reload, "reloaded")),
                 false => {
                     self.start().await?;
-                    Ok("started: it was gone")
+                    Ok((How::Restart, "started: it was gone"))
                 }
             },
         }

@@ -85,13 +85,13 @@ impl World {
                 self.has_died = false;
                 self.current = Some(to.clone());
                 self.running = Some(to.clone());
-                self.how = *how;
+                self.how = if is_start { How::Restart } else { How::Reload };
                 if is_unlucky || self.is_stuck {
                     // What was there is stopped, and what comes up may go down again.
                     self.running = self.running.take().filter(|_| self.random.one_in(2));
                     return failed(Cause::Activate, "no pid");
                 }
-                Ok(Outcome::Activated)
+                Ok(Outcome::Activated(self.how))
             }
             Task::Check(..) if self.running.is_none() => {
                 self.has_died = false;

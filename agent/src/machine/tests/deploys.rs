@@ -395,6 +395,23 @@ fn a_host_that_is_in_the_way_says_nothing_of_a_release() {
             "restoring a unknown; failure: host of b, 1",
         ),
         (
+            "what was started anew is not started once more where it is not proved",
+            SERVES_A,
+            &[
+                ("start", "check a briefly"),
+                ("served", "look"),
+                ("target 2 b", "write; prepare b unless like a"),
+                ("prepared", "ask 2"),
+                ("yes", "journal 2 a>b"),
+                ("journalled", "activate a>b"),
+                ("started", "prove b"),
+                ("failed prove", "write; activate b>a"),
+                ("started", "prove a"),
+                ("failed prove", "wait 2"),
+            ],
+            "waiting a unhealthy; failure: restore of a, 1; degraded: a could not be restored: it broke",
+        ),
+        (
             "a restore waits for it as well",
             "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
             &[("start", "write; activate b>a"), ("untouched", "wait 2"), ("woke", "restart b>a")],
