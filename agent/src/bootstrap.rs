@@ -205,17 +205,18 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
     {
         let recipe = Recipe::parse(&marker.recipe)
             .map_err(|source| StartError::LiveRecipe { revision: revision.clone(), source })?;
-        is_running = match look(tools, &finder(tools, &recipe), &CancellationToken::new()).await {
-            Ok(Some(_)) => true,
-            // Whoever has lost the pid file of an app that serves must not start another one.
-            Ok(None) => answers(tools, &recipe, revision).await,
-            Err(error) => {
-                let hint = error.hint();
-                warn!(error = error::chain(&error), hint, "it is open whether the app runs");
-                // Then it is not a boot: what may run is looked at, and nothing is started beside it.
-                true
-            }
-        };
+        is_running =
+            match look(tools, &finder(tools, &recipe), revision, &CancellationToken::new()).await {
+                Ok(Some(_)) => true,
+                // Whoever has lost the pid file of an app that serves must not start another one.
+                Ok(None) => answers(tools, &recipe, revision).await,
+                Err(error) => {
+                    let hint = error.hint();
+                    warn!(error = error::chain(&error), hint, "it is open whether the app runs");
+                    // Then it is not a boot: what may run is looked at, and nothing is started beside it.
+                    true
+                }
+            };
     }
     Ok(Found { releases: store.complete(), current, is_running })
 }

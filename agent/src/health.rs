@@ -245,8 +245,8 @@ fn judge(
                 RevisionAt::Header(name) => format!("header {name}"),
                 RevisionAt::Json(pointer) => format!("json {pointer}"),
             };
-            let found = format!("names no revision at {place}; expected {expected}");
-            Verdict::fail(Cause::WrongRevision, tried, &found)
+            // Perhaps it does not know yet: a front that says that the app is starting.
+            Verdict::unhealthy(tried, &format!("names no revision at {place}; expected {expected}"))
         }
     }
 }
@@ -295,7 +295,7 @@ mod tests {
         let long = format!(r#"{{"x":"{}"}}"#, "x".repeat(BODY_BYTES_MAX));
         let text = |text: &str| format!(r#"{{"app":{{"revision":{text}}}}}"#);
         let wrong = Err((Cause::WrongRevision, "serves revision 4f2c91f, not 4f2c91e0"));
-        let none = Err((Cause::WrongRevision, "names no revision at json /app/revision"));
+        let none = Err((Cause::Unhealthy, "names no revision at json /app/revision"));
         let unhealthy = |part| Err((Cause::Unhealthy, part));
         let cases = [
             ("a status is enough", None, answer(204, None, ""), Ok(false)),
@@ -333,7 +333,7 @@ mod tests {
                 "no header",
                 header,
                 answer(200, None, &full),
-                Err((Cause::WrongRevision, "names no revision at header x-revision")),
+                Err((Cause::Unhealthy, "names no revision at header x-revision")),
             ),
         ];
         for (rule, place, answer, expected) in cases {

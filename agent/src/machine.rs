@@ -369,7 +369,9 @@ impl Machine {
     /// Does the live release hold this revision's content?
     fn serves(&self, revision: &Revision) -> bool {
         let held = [self.live.revision.as_ref(), self.alike.as_ref()];
-        self.live.is_running && held.contains(&Some(revision))
+        // What failed and was not replaced yet may well run, and serves nobody.
+        let has_failed = self.journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
+        self.live.is_running && !has_failed && held.contains(&Some(revision))
     }
 
     fn targeted(&mut self, target: Target, effects: &mut Vec<Effect>) {
@@ -404,9 +406,10 @@ impl Machine {
             self.journal.target = Some(target);
             effects.push(Effect::Journal(Box::new(self.journal.clone())));
             self.stock_due = Some(self.now);
+            // A newer generation is leave to try again whatever was refused.
+            self.failure.take_if(|failure| is_other || failure.cause == Cause::Refused);
             if is_other {
                 self.alike = None;
-                self.failure = None;
             }
             return self.turn(is_other, effects);
         }
@@ -509,8 +512,9 @@ impl Machine {
                     // A newer target came meanwhile: that one is tried, and not this one again.
                     return self.start_over(effects);
                 }
+                self.falls = self.falls.saturating_add(1);
                 let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
-                self.not_prepared(aim, 1, cause, detail, effects);
+                self.not_prepared(aim, self.falls, cause, detail, effects);
             }
             (State::Live { swap, how, step }, outcome) => {
                 self.live_done(swap, how, step, outcome, effects);

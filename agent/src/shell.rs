@@ -310,10 +310,13 @@ impl Shell {
         }
         let phase = last.as_ref().map(|last| last.phase);
         if report.phase == Phase::Restoring && phase != Some(Phase::Restoring) {
-            let rejected = report.failure.as_ref().map(|failure| failure.revision.as_str());
+            let failed = report.failure.as_ref().map(|failure| failure.revision.as_str());
             let back_to = report.serving.as_ref().map(Revision::as_str);
             let error = report.failure.as_ref().map(|failure| failure.detail.as_str());
-            warn!(revision = rejected, back_to, error, "rejected; what served before is restored");
+            warn!(
+                revision = failed,
+                back_to, error, "failed; what served before is made live again"
+            );
         }
         let order = last.as_ref().and_then(|last| last.order);
         if let (Some(new), Some(target)) = (report.order, &report.target)

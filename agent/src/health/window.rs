@@ -50,6 +50,8 @@ pub struct Window {
     limits: Limits,
     passes: u32,
     failures: u32,
+    /// How many of these, in a row, were answers with another revision.
+    wrong: u32,
     /// When the first pass of the present row came.
     since: Option<Duration>,
     was_healthy: bool,
@@ -60,7 +62,15 @@ impl Window {
     /// Opens a window.
     #[must_use]
     pub fn new(limits: Limits) -> Window {
-        Window { limits, passes: 0, failures: 0, since: None, was_healthy: false, last: None }
+        Window {
+            limits,
+            passes: 0,
+            failures: 0,
+            wrong: 0,
+            since: None,
+            was_healthy: false,
+            last: None,
+        }
     }
 
     /// Takes what a probe said at `now`, the time since the start.
@@ -70,7 +80,7 @@ impl Window {
         let needed = self.limits.passes.max(1);
         match verdict {
             Verdict::Pass { .. } => {
-                self.failures = 0;
+                (self.failures, self.wrong) = (0, 0);
                 self.passes = self.passes.saturating_add(1);
                 let since = *self.since.get_or_insert(now);
                 self.was_healthy |= self.passes >= needed;
@@ -85,8 +95,9 @@ impl Window {
                 self.failures = self.failures.saturating_add(1);
                 self.last = Some(failure.clone());
                 let is_wrong = failure.cause == Cause::WrongRevision;
-                let counts = self.was_healthy || now >= self.limits.grace || is_wrong;
-                if counts && self.failures >= needed {
+                self.wrong = if is_wrong { self.wrong.saturating_add(1) } else { 0 };
+                let counts = self.was_healthy || now >= self.limits.grace;
+                if (counts && self.failures >= needed) || self.wrong >= needed {
                     return Progress::Failed(failure);
                 }
             }
@@ -152,6 +163,11 @@ mod tests {
                 "and it is then full from the first pass after",
                 vec![(0, PASS), (4, f()), (6, PASS), (8, PASS), (16, PASS)],
                 Healthy,
+            ),
+            (
+                "one such answer among failures is not enough",
+                vec![(1, f()), (2, f()), (3, wrong()), (4, f()), (5, wrong())],
+                Continue,
             ),
             (
                 "but not answer with another revision",

@@ -13,10 +13,11 @@
 
 use std::time::Duration;
 
-use towline_protocol::ids::{Order, Revision};
+use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Health};
 
 use super::{Aim, Effect, Machine, Retry, State};
+use crate::journal::Swap;
 
 /// How often a rung's release is tried to be prepared while something proven here waits on disk.
 const ATTEMPTS_MAX: u32 = 3;
@@ -131,6 +132,10 @@ impl Machine {
                     let why = self.objection.as_deref().unwrap_or("the source has not answered");
                     return Err(format!("there is no target: {why}"));
                 };
+                if tried.contains(&target.revision) {
+                    // Found unfinished, and failed: the reason stands already.
+                    return Ok(None);
+                }
                 if let Some(detail) = self.journal.rejection(target.order, &target.revision) {
                     return Err(format!("{} was rejected: {detail}", target.revision.short()));
                 }
@@ -219,16 +224,20 @@ impl Machine {
     }
 
     /// A release of the ladder failed after it was made live.
-    pub(super) fn rung_fell(&mut self, order: Order, said: String, effects: &mut Vec<Effect>) {
+    pub(super) fn rung_fell(&mut self, swap: &Swap, said: String, effects: &mut Vec<Effect>) {
         self.degraded = Some(said.clone());
-        if self.ladder.is_none() {
+        if self.ladder.is_none() && self.order() == swap.order {
             // Found unfinished after a restart of the agent: the rungs below are still there.
             let deadline = self.now + self.policy.boot_deadline;
-            self.ladder = Some(Ladder::new(self.now, deadline));
+            let mut ladder = Ladder::new(self.now, deadline);
+            // What took the agent down again and again must not come first once more.
+            ladder.tried.push(swap.to.clone());
+            ladder.reasons.push(said);
+            self.ladder = Some(ladder);
             return self.next_rung(effects);
         }
         self.leave(said);
-        if self.order() > order {
+        if self.order() > swap.order {
             // A newer target came meanwhile, and is the first rung.
             return self.climb(effects);
         }

@@ -9,7 +9,7 @@
 //!
 //! PURE.
 
-use towline_protocol::ids::{Order, Revision};
+use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence, Failure, Health};
 
 use super::{
@@ -65,17 +65,20 @@ impl Machine {
         let obstacle = if swap.failed.is_some() {
             None
         } else if swap.resumes > RESUMES_MAX {
-            Some(format!("the agent ended {RESUMES_MAX} times in the middle of it"))
+            Some((
+                Cause::Activate,
+                format!("the agent ended {RESUMES_MAX} times in the middle of it"),
+            ))
         } else if !self.releases.contains(&swap.to) {
-            Some("its release is no longer complete on disk".to_owned())
+            Some((Cause::Disk, "its release is no longer complete on disk".to_owned()))
         } else {
             None
         };
-        if let Some(detail) = obstacle {
-            return self.live_failed(swap, Cause::Activate, detail, effects);
+        if let Some((cause, detail)) = obstacle {
+            return self.live_failed(swap, cause, detail, effects);
         }
         if swap.failed.is_some() && swap.from.is_none() {
-            return self.fall(swap.order, String::new(), effects);
+            return self.fall(&swap, unfinished(&swap), effects);
         }
         self.journal.swap = Some(swap.clone());
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
@@ -155,8 +158,9 @@ impl Machine {
             if swap.order < self.order() {
                 return self.start_over(effects);
             }
+            self.falls = self.falls.saturating_add(1);
             let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
-            return self.not_prepared(aim, 1, Cause::Host, detail, effects);
+            return self.not_prepared(aim, self.falls, Cause::Host, detail, effects);
         }
         if swap.resumes == 0 {
             return self.live_failed(swap, Cause::Host, detail, effects);
@@ -193,13 +197,18 @@ impl Machine {
         let Some(target) = target.filter(|target| is_boot && !self.serves(&target.revision)) else {
             return self.consider(effects);
         };
-        // On a lower rung. What just failed needs a moment before it is tried again.
-        let is_hopeless = self.journal.rejection(target.order, &target.revision).is_some()
-            || self.is_refused(&target.revision);
-        if is_hopeless {
+        if self.journal.rejection(target.order, &target.revision).is_some() {
             return self.rest(effects);
         }
+        // On a lower rung. What just failed needs a moment before it is tried again; what was good here
+        // and did not boot needs more, since that took nothing of what serves now.
+        let did_not_boot =
+            self.journal.is_proven(&target.revision) && self.releases.contains(&target.revision);
         let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
+        if did_not_boot {
+            let until = self.now + self.policy.backoff_max;
+            return self.wait_until(Retry::Prepare(aim), 1, until, effects);
+        }
         self.wait(Retry::Prepare(aim), 1, effects);
     }
 
@@ -217,7 +226,8 @@ impl Machine {
         let is_restart = swap.from.as_ref() == Some(&swap.to);
         // A boot of what was good here before has failed by what is around it, as far as is known.
         let is_boot_of_good = swap.from.is_none() && self.journal.is_proven(&swap.to);
-        if !is_restart && !is_boot_of_good && self.is_assigned(&swap) {
+        let is_its_fault = !cause.is_before_swap() && !is_boot_of_good;
+        if !is_restart && is_its_fault && self.is_assigned(&swap) {
             self.journal.reject(swap.order, swap.to.clone(), detail.clone());
         }
         // An order to restart is carried out once, however it ends.
@@ -229,17 +239,17 @@ impl Machine {
             let how = if is_restart { How::Restart } else { How::Reload };
             return self.restore(swap, how, 1, effects);
         }
-        self.fall(swap.order, said, effects);
+        self.fall(&swap, said, effects);
     }
 
     /// What failed has nothing to go back to but the ladder.
-    fn fall(&mut self, order: Order, said: String, effects: &mut Vec<Effect>) {
+    fn fall(&mut self, swap: &Swap, said: String, effects: &mut Vec<Effect>) {
         self.journal.swap = None;
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
         // Nothing good served before, so the next rung needs no leave; what the failed release left
         // behind is found by the shell, and replaced.
         self.live.is_running = false;
-        self.rung_fell(order, said, effects);
+        self.rung_fell(swap, said, effects);
     }
 
     /// Was the swap to what a target asked for, and not to a lower rung of the ladder?
@@ -259,9 +269,10 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let Some(to) = swap.from.clone() else {
-            return self.fall(swap.order, String::new(), effects);
+            return self.fall(&swap, unfinished(&swap), effects);
         };
         let from = Some(swap.to.clone());
+        self.before = Some((self.live.clone(), None));
         self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
         self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
         self.begin(Task::Activate { to, from, how }, effects);
@@ -305,21 +316,34 @@ impl Machine {
             (_, Outcome::Failed(..)) if how == How::Reload => {
                 self.restore(swap, How::Restart, attempt, effects);
             }
-            (_, Outcome::Failed(_, detail) | Outcome::Untouched(detail)) => {
+            (Step::Activate, Outcome::Untouched(detail)) => {
+                // What was live before this attempt still is.
+                self.live.revision = self.before.take().and_then(|(live, _)| live.revision);
+                self.live.health = Some(Health::Unhealthy);
+                self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
+                self.falls = self.falls.saturating_add(1);
+                let attempt = self.falls;
+                self.failure = Some(Failure { revision: to, cause: Cause::Host, detail, attempt });
+                if self.has_better(&swap) {
+                    return self.consider(effects);
+                }
+                self.wait(Retry::Restore(swap), attempt, effects);
+            }
+            (_, Outcome::Failed(_, detail)) => {
                 self.live.health = Some(Health::Unhealthy);
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
                 self.failure =
                     Some(Failure { revision: to, cause: Cause::Restore, detail, attempt });
                 self.falls = self.falls.saturating_add(1);
                 self.restores = self.restores.saturating_add(1);
-                if self.has_better(&swap) {
-                    // Nothing good serves, so a newer target need not wait for it.
-                    return self.consider(effects);
-                }
                 if self.restores >= RESTORES_MAX && self.has_other(&swap) {
                     self.restores = 0;
                     let said = self.degraded.clone().unwrap_or_default();
-                    return self.fall(swap.order, said, effects);
+                    return self.fall(&swap, said, effects);
+                }
+                if self.has_better(&swap) {
+                    // Nothing good serves, so a newer target need not wait for it.
+                    return self.consider(effects);
                 }
                 self.wait(Retry::Restore(swap), self.falls, effects);
             }
@@ -345,4 +369,10 @@ impl Machine {
             && self.journal.rejection(target.order, &target.revision).is_none()
             && !self.is_refused(&target.revision)
     }
+}
+
+/// Says of a swap that the last run left what there is to say.
+fn unfinished(swap: &Swap) -> String {
+    let detail = swap.failed.as_deref().unwrap_or("it was not finished");
+    format!("{} failed once it was live: {detail}", swap.to.short())
 }

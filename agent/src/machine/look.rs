@@ -122,9 +122,10 @@ impl Machine {
                 if served {
                     self.live.evidence = Some(Evidence::Served);
                 }
-                if let (Window::Full, Some(revision)) = (window, self.live.revision.clone()) {
+                let live = self.live.revision.clone();
+                self.failure.take_if(|failure| Some(&failure.revision) == live.as_ref());
+                if let (Window::Full, Some(revision)) = (window, live) {
                     self.journal.accept(&revision);
-                    self.failure.take_if(|failure| failure.revision == revision);
                     effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 }
                 if is_boot {
@@ -138,7 +139,12 @@ impl Machine {
                 return self.climb(effects);
             }
             // A crash of the agent left live what never passed, while something proven is on disk.
-            _ if is_boot || (window == Window::Full && self.has_proven_other()) => {
+            ref outcome
+                if is_boot
+                    || (window == Window::Full
+                        && self.has_proven_other()
+                        && !matches!(outcome, Outcome::Failed(Cause::Host, _))) =>
+            {
                 self.live.health = Some(Health::Unhealthy);
                 self.live.is_running = false;
                 return self.climb(effects);

@@ -6,7 +6,7 @@ use towline_protocol::ids::Revision;
 use towline_protocol::report::{self, Health, Phase, Report};
 
 use super::ladder::Ladder;
-use super::{Effect, Machine, State, Step};
+use super::{Effect, Machine, Retry, State, Step};
 
 impl Machine {
     /// Has everything been done that the newest target asks for, as far as it can be done now?
@@ -18,7 +18,8 @@ impl Machine {
         let is_open = |ladder: &Ladder| !ladder.is_on_ground() && !self.releases.is_empty();
         let climbs = self.ladder.as_ref().is_some_and(is_open);
         let at_rest = matches!(self.state, State::Idle | State::Waiting { .. }) && !climbs;
-        let is_known = !self.never_looked();
+        let is_stuck = matches!(self.state, State::Waiting { retry: Retry::Resume(..), .. });
+        let is_known = is_stuck || !self.never_looked();
         let has_heard = self.journal.target.is_some() || self.objection.is_some();
         (at_rest && is_known && has_heard).then_some(self.reported.as_ref()).flatten()
     }

@@ -84,18 +84,17 @@ pub async fn stop(
         // A stopped process hears of it only once it goes on.
         pidfd_send_signal(&process.pidfd, Signal::CONT).ok();
     }
-    let has_ended = tokio::select! {
-        has_ended = known.wait(timeout) => Some(has_ended),
-        () = stop.cancelled() => None,
-    };
-    let has_ended = match has_ended {
-        Some(has_ended) => has_ended,
-        None if known.wait(STOPPING_WAIT_MAX.min(timeout)).await => true,
-        None => return Err(StopError::Cancelled),
-    };
+    let mut has_ended = known.wait(timeout, stop).await;
+    if !has_ended && stop.is_cancelled() {
+        let never = CancellationToken::new();
+        has_ended = known.wait(STOPPING_WAIT_MAX.min(timeout), &never).await;
+    }
     if has_ended {
         reaped(process).await;
         return Ok(Stopped { killed: 0 });
+    }
+    if stop.is_cancelled() {
+        return Err(StopError::Cancelled);
     }
     // So that it starts no more workers while they are counted.
     pidfd_send_signal(&process.pidfd, Signal::STOP).ok();
@@ -106,7 +105,7 @@ pub async fn stop(
     while started.elapsed() < KILLED_WAIT_MAX {
         known.kill();
         // Looks again: a worker may have forked in between.
-        if known.wait(Duration::from_millis(100)).await {
+        if known.wait(Duration::from_millis(100), &CancellationToken::new()).await {
             reaped(process).await;
             return Ok(Stopped { killed: killed.len() });
         }
@@ -175,18 +174,22 @@ impl Known {
         seen
     }
 
-    /// Waits until none is left; returns whether that came within `timeout`.
-    async fn wait(&mut self, timeout: Duration) -> bool {
+    /// Waits until none is left; returns whether that came within `timeout`, and before `stop`.
+    async fn wait(&mut self, timeout: Duration, stop: &CancellationToken) -> bool {
         let started = Instant::now();
         let mut pause = Duration::from_millis(5);
         loop {
             if self.look().await && self.processes.is_empty() {
                 return true;
             }
-            if started.elapsed() >= timeout {
+            if started.elapsed() >= timeout || stop.is_cancelled() {
                 return false;
             }
-            sleep(pause).await;
+            // Not in the middle of a look, which would lose what is known.
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
             pause = (pause * 2).min(Duration::from_millis(100));
         }
     }

@@ -99,8 +99,9 @@ const ROOM_BYTES: usize = 16 * 1024;
 /// Like [`write`], for a document that is written again and again, also when the disk is full. `lasts`:
 /// also through a power cut.
 ///
-/// Two files change places, and each is as long as the other: none is made, and none grows. What is
-/// not needed of it is blank, which JSON allows.
+/// Two files change places, and each is as long as the other: after the first time none is made, and
+/// none grows before the document does. What is not needed of it is blank, which JSON allows. Without
+/// `lasts` a power cut may leave a document that is no JSON.
 pub(super) fn rewrite(
     path: &Path,
     document: &impl Serialize,
@@ -108,8 +109,11 @@ pub(super) fn rewrite(
     lasts: bool,
 ) -> io::Result<()> {
     let mut bytes = json(document)?;
-    bytes.resize(bytes.len().next_multiple_of(ROOM_BYTES), b'\n');
     let new = beside(path);
+    let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    // Never shorter: what is given back may be missing the next time.
+    let taken = usize::try_from(length(path).max(length(&new))).unwrap_or(0);
+    bytes.resize(bytes.len().max(taken).next_multiple_of(ROOM_BYTES), b'\n');
     let mut file =
         File::options().write(true).create(true).truncate(false).mode(mode).open(&new)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -122,8 +126,10 @@ pub(super) fn rewrite(
     let flags = rustix::fs::RenameFlags::EXCHANGE;
     let exchanged = rustix::fs::renameat_with(rustix::fs::CWD, &new, rustix::fs::CWD, path, flags);
     if exchanged.is_err() {
-        // For the first time, or on a file system that cannot.
+        // For the first time, or on a file system that cannot. The second file is there from now on.
         fs::rename(&new, path)?;
+        fs::write(&new, &bytes)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
     }
     match path.parent() {
         Some(dir) if lasts => sync_dir(dir),
@@ -173,7 +179,8 @@ pub fn size_bytes(tree: &Path) -> u64 {
 #[must_use]
 pub fn measure(tree: &Path) -> (u64, u64) {
     let (mut bytes, mut entries): (u64, u64) = (0, 0);
-    let mut dirs = vec![tree.to_owned()];
+    let is_dir = fs::symlink_metadata(tree).is_ok_and(|meta| meta.is_dir());
+    let mut dirs: Vec<PathBuf> = is_dir.then(|| tree.to_owned()).into_iter().collect();
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             entries += 1;

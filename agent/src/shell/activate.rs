@@ -7,6 +7,7 @@
 //!                                                  └─ nothing runs: start
 //! ```
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{CommandLine, Find, Recipe, Reload, RestartWhen};
+use towline_protocol::recipe::{Find, Recipe, Reload, RestartWhen};
 use towline_protocol::report::Cause;
 use tracing::{debug, info, warn};
 
 use super::Tools;
+use super::probe::answers;
 use crate::error;
 use crate::machine::{How, Outcome};
 use crate::manager::{
@@ -42,6 +44,9 @@ const LOG_BYTES: u64 = 4096;
 
 /// The app's log is emptied when it is larger than this: nobody else bounds it.
 const LOG_BYTES_MAX: u64 = 10 << 20;
+
+/// How long a pid file that makes no sense may be one that is just written.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long after a start that ended with success, and left no manager, it is tried once more.
 const STARTS_WITHIN: Duration = Duration::from_secs(3);
@@ -68,7 +73,8 @@ pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Find {
     }
 }
 
-/// Looks for a manager that is proved to be it.
+/// Looks for a manager that is proved to be it, as the recipe of the release `of` has it: a status
+/// command may be one of its files.
 ///
 /// # Errors
 ///
@@ -76,16 +82,18 @@ pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Find {
 pub(crate) async fn look(
     tools: &Tools,
     find: &Find,
+    of: &Revision,
     stop: &CancellationToken,
 ) -> Result<Option<Process>, FindError> {
-    let current = tools.store.current();
-    let is_first = !current.exists();
-    if is_first && matches!(find, Find::Status(command) if is_of_a_release(command)) {
-        return Ok(None);
+    let cwd = tools.store.release(of);
+    let context = Context { run_as: &tools.run_as, cwd: &cwd, stop };
+    let mut found = manager::find(find, &context).await;
+    if matches!((&found, find), (Err(FindError::Text { .. }), Find::PidFile(_))) {
+        // Somebody may be writing it just now.
+        sleep(WRITTEN_WITHIN).await;
+        found = manager::find(find, &context).await;
     }
-    // Before the first release there is no `current` to run a status command in.
-    let cwd = if is_first { tools.store.dir() } else { &current };
-    match manager::find(find, &Context { run_as: &tools.run_as, cwd, stop }).await {
+    match found {
         Ok(Finding::Running(process)) => Ok(Some(process)),
         Ok(Finding::Nothing(absence)) => {
             if let Absence::Stale { .. } = absence {
@@ -95,7 +103,7 @@ pub(crate) async fn look(
         }
         // A file that a crash left empty names nobody: nothing is signalled, and the app's own start
         // writes it anew.
-        Err(error @ FindError::Text { .. }) => {
+        Err(error @ FindError::Text { .. }) if matches!(find, Find::PidFile(_)) => {
             warn!(error = error::chain(&error), "no manager is proved to run");
             Ok(None)
         }
@@ -117,15 +125,38 @@ pub(super) async fn check_way(
     tools.store.check_current().map_err(|error| hinted(&error, error.hint()))?;
     let managers = Managers::of(tools, to, None)?;
     // A status command is run once the swap is due, and not for the sake of a look.
-    for finder in managers.all().filter(|finder| matches!(finder, Find::PidFile(_))) {
-        look(tools, finder, stop).await.map_err(|error| hinted(&error, error.hint()))?;
+    let by_file = managers.all().filter(|(find, _)| matches!(find, Find::PidFile(_)));
+    let (mut is_found, mut count) = (false, 0);
+    for (find, of) in by_file {
+        let found = look(tools, find, of, stop).await;
+        is_found |= found.map_err(|error| hinted(&error, error.hint()))?.is_some();
+        count += 1;
     }
-    Ok(())
+    if is_found || count < managers.all().count() { Ok(()) } else { check_lost(tools).await }
 }
 
-/// Is the program a file of the release, so that there is none before the first one?
-fn is_of_a_release(command: &CommandLine) -> bool {
-    command.program.contains('/') && !command.program.starts_with('/')
+/// With no manager found: does the app answer all the same? Then another one must not be started
+/// beside it, and what would come of that says nothing about a release.
+async fn check_lost(tools: &Tools) -> Result<(), String> {
+    let Some(live) = tools.store.live() else { return Ok(()) };
+    let Ok(recipe) = recipe_of(tools, &live) else { return Ok(()) };
+    if !answers(tools, &recipe, &live).await {
+        return Ok(());
+    }
+    let by = named(&finder(tools, &recipe));
+    Err(format!(
+        "the app answers as {}, and {by} names no manager of it (put the pid back, or stop the app \
+         once)",
+        live.short()
+    ))
+}
+
+/// What tells whether a manager runs.
+fn named(find: &Find) -> String {
+    match find {
+        Find::PidFile(path) => format!("the pid file {path}"),
+        Find::Status(command) => format!("the status command `{command}`"),
+    }
 }
 
 /// Points `current` at `to` and has its manager follow.
@@ -177,31 +208,33 @@ pub(super) async fn activate(
 
 /// How the managers are found that may run now, and the one that is to run.
 struct Managers {
-    incoming: Find,
+    incoming: (Find, Revision),
     /// By other recipes: that of what `current` names, and that of what served before. They differ
     /// where a killed agent left a swap half done, and at a boot that goes down its ladder.
-    outgoing: Vec<Find>,
+    outgoing: Vec<(Find, Revision)>,
     /// What is on disk of the release that the running manager was started or reloaded for.
     old: Option<Marker>,
 }
 
 impl Managers {
     fn of(tools: &Tools, to: &Revision, from: Option<&Revision>) -> Result<Self, String> {
-        let incoming = finder(tools, &recipe_of(tools, to)?);
+        let incoming = (finder(tools, &recipe_of(tools, to)?), to.clone());
         let live = tools.store.live();
         let others = [live.as_ref(), from].into_iter().flatten().filter(|other| *other != to);
         let markers: Vec<Marker> = others.filter_map(|other| tools.store.marker(other)).collect();
-        let recipes = markers.iter().filter_map(|old| Recipe::parse(&old.recipe).ok());
-        let mut outgoing: Vec<Find> = Vec::new();
-        for find in recipes.map(|recipe| finder(tools, &recipe)) {
-            if find != incoming && !outgoing.contains(&find) {
-                outgoing.push(find);
+        let mut outgoing: Vec<(Find, Revision)> = Vec::new();
+        for old in &markers {
+            let Ok(recipe) = Recipe::parse(&old.recipe) else { continue };
+            let find = finder(tools, &recipe);
+            let is_known = |(known, _): &(Find, Revision)| *known == find;
+            if !is_known(&incoming) && !outgoing.iter().any(is_known) {
+                outgoing.push((find, old.revision.clone()));
             }
         }
         Ok(Self { incoming, outgoing, old: markers.into_iter().next() })
     }
 
-    fn all(&self) -> impl Iterator<Item = &Find> {
+    fn all(&self) -> impl Iterator<Item = &(Find, Revision)> {
         std::iter::once(&self.incoming).chain(&self.outgoing)
     }
 }
@@ -220,6 +253,8 @@ struct Work<'a> {
     recipe: Recipe,
     managers: Managers,
     needs_restart: Option<&'static str>,
+    /// Has a manager been ended, whose pid file may still name it?
+    has_ended: Cell<bool>,
     stop: &'a CancellationToken,
 }
 
@@ -247,7 +282,8 @@ impl<'a> Work<'a> {
         } else {
             None
         };
-        Ok(Self { tools, to, recipe, managers, needs_restart, stop })
+        let has_ended = Cell::new(false);
+        Ok(Self { tools, to, recipe, managers, needs_restart, has_ended, stop })
     }
 
     /// Finds what runs, and points `current` at the release. An error has touched nothing.
@@ -255,11 +291,15 @@ impl<'a> Work<'a> {
         let mut running = self.find_all().await?;
         if let Some(process) = &running.own
             && self.tools.is_unsettled.get()
+            && self.needs_restart.is_none()
         {
             // Two reloads never overlap: one that is under way is waited for.
             let releases = self.tools.store.releases();
             settle(process, &releases, self.recipe.manager.timeout, self.stop).await;
             running = self.find_all().await?;
+        }
+        if running.own.is_none() && running.others.is_empty() {
+            check_lost(self.tools).await?;
         }
         if self.stop.is_cancelled() {
             return Err("stopped".to_owned());
@@ -320,8 +360,9 @@ impl<'a> Work<'a> {
         Ok(Running { own, others })
     }
 
-    async fn find(&self, find: &Find) -> Result<Option<Process>, String> {
-        look(self.tools, find, self.stop).await.map_err(|error| hinted(&error, error.hint()))
+    async fn find(&self, (find, of): &(Find, Revision)) -> Result<Option<Process>, String> {
+        let found = look(self.tools, find, of, self.stop).await;
+        found.map_err(|error| hinted(&error, error.hint()))
     }
 
     /// Returns `false` where the manager ended before it could be told.
@@ -352,6 +393,7 @@ impl<'a> Work<'a> {
 
     /// Asks a manager to end, and sees to it.
     async fn end(&self, process: &Process) -> Result<(), String> {
+        self.has_ended.set(true);
         let stopped = manager::stop(process, self.recipe.manager.timeout, self.stop)
             .await
             .map_err(|error| hinted(&error, error.hint()))?;
@@ -382,7 +424,7 @@ impl<'a> Work<'a> {
         let timeout = self.recipe.manager.timeout;
         let begun = Instant::now();
         let mut launched = self.launch().await?;
-        let mut may_repeat = true;
+        let mut may_repeat = self.has_ended.get();
         loop {
             if self.find(&self.managers.incoming).await?.is_some() {
                 return Ok(());
@@ -407,12 +449,12 @@ impl<'a> Work<'a> {
                     "ended with success, and no manager was found within {} s; see what {} names: a \
                      start that finds an old pid file must not take it for a running app",
                     timeout.as_secs_f64(),
-                    self.named()
+                    named(&self.managers.incoming.0)
                 )),
                 _ if waited >= timeout => Some(format!(
                     "no manager was found within {} s by {} (manager.timeout_s)",
                     timeout.as_secs_f64(),
-                    self.named()
+                    named(&self.managers.incoming.0)
                 )),
                 _ => None,
             };
@@ -431,14 +473,6 @@ impl<'a> Work<'a> {
         let launched =
             process::launch(&self.recipe.manager.start, &store.current(), run_as, &log).await;
         launched.map_err(|error| hinted(&error, error.hint()))
-    }
-
-    /// What tells whether the manager runs.
-    fn named(&self) -> String {
-        match &self.managers.incoming {
-            Find::PidFile(path) => format!("the pid file {path}"),
-            Find::Status(command) => format!("the status command `{command}`"),
-        }
     }
 }
 

@@ -114,7 +114,7 @@ impl<'a> Probing<'a> {
         let finder = activate::finder(self.tools, &self.recipe);
         let started = Instant::now();
         loop {
-            let found = activate::look(self.tools, &finder, self.stop).await;
+            let found = activate::look(self.tools, &finder, self.revision, self.stop).await;
             let found = found.map_err(|error| activate::hinted(&error, error.hint()))?;
             let is_late = started.elapsed() >= BACK_WITHIN || self.stop.is_cancelled();
             if found.is_some() || is_late {

@@ -18,7 +18,8 @@ pub(super) async fn watch(tools: &Tools, revision: &Revision) -> Option<Watch> {
     if matches!(finder, Find::Status(_)) {
         return None;
     }
-    activate::look(tools, &finder, &CancellationToken::new()).await.ok()??.watch().ok()
+    let stop = CancellationToken::new();
+    activate::look(tools, &finder, revision, &stop).await.ok()??.watch().ok()
 }
 
 /// Waits for the end of a manager; for ever where none is watched.

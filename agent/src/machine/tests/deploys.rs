@@ -168,7 +168,7 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
             "asking a healthy served; degraded: b could not be prepared: it broke",
         ),
         (
-            "what is refused waits for another target, and the same one again changes nothing",
+            "what is refused waits for a newer target, and the same one again changes nothing",
             SERVES_A,
             &[
                 ("start", "check a briefly"),
@@ -178,8 +178,8 @@ fn what_fails_before_the_swap_is_tried_again_and_rejects_nothing() {
                 ("target 2 b", ""),
                 ("woke", "check a briefly"),
                 ("served", "look"),
-                ("target 3 b", "write; look"),
-                ("target 4 c", "write; prepare c unless like a"),
+                ("target 3 b", "write; prepare b unless like a"),
+                ("target 4 c", "write; cancel; prepare c unless like a"),
             ],
             "preparing a healthy served; degraded: b could not be prepared: it broke",
         ),
@@ -415,7 +415,7 @@ fn a_host_that_is_in_the_way_says_nothing_of_a_release() {
             "a restore waits for it as well",
             "disk a b, current b, runs, proven a, seen 2 b, rejected 2 b, swap 2 a>b, failed",
             &[("start", "write; activate b>a"), ("untouched", "wait 2"), ("woke", "restart b>a")],
-            "restoring a unknown; failure: restore of a, 1; degraded: a could not be restored: it is in the way",
+            "restoring a unknown; failure: host of a, 1; degraded: a could not be restored: it is in the way",
         ),
         (
             "and one that fails three times gives way to whatever else is there",

@@ -34,10 +34,16 @@ fn a_killed_agent_takes_up_where_it_was() {
             "restoring a unknown; failure: activate of b, 1",
         ),
         (
+            "what took the agent down three times does not come first again, though it was good before",
+            "disk a b, current b, proven a b, seen 2 b, swap 2 >b, resumed 3",
+            &[("start", "write; prepare a"), ("prepared", "journal 2 >a")],
+            "activating - unhealthy; degraded: b failed once it was live: the agent ended 3 times in the middle of it",
+        ),
+        (
             "a release that is no longer whole is not made live",
             "disk a, current a, runs, proven a, seen 2 b, swap 2 a>b",
             &[("start", "write; activate b>a")],
-            "restoring a unknown; failure: activate of b, 1",
+            "restoring a unknown; failure: disk of b, 1",
         ),
         (
             "a swap goes on whose predecessor was pruned, and then the ladder is what is left",
@@ -56,7 +62,7 @@ fn a_killed_agent_takes_up_where_it_was() {
                 ("replaced", "probe c fully"),
                 ("healthy", "write; prune b c; look"),
             ],
-            "idle c healthy replaced; degraded: b was rejected: it broke",
+            "idle c healthy replaced; degraded: b failed once it was live: it broke",
         ),
         (
             "an order to restart is carried out by a restart, though its predecessor was pruned",

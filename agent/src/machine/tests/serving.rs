@@ -137,7 +137,7 @@ fn what_is_gone_back_to_and_kept_is_the_newest_that_was_proven() {
                 ("failed activate", "prepare c"),
                 ("prepared", "ask 3"),
                 ("yes", "journal 3 a>c"),
-                ("failed disk", "write; prune a b c; wait 2"),
+                ("failed disk", "write; prune a b c; wait 4"),
                 ("woke", "restart b>a"),
                 ("killed", "write; activate b>a"),
             ],
