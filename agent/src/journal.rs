@@ -58,7 +58,7 @@ pub struct Swap {
     pub order: Order,
     /// The release that is made live.
     pub to: Revision,
-    /// What served before; `None` where nothing did.
+    /// What to go back to: what served before, or the newest proven where that was not; `None` on a boot.
     pub from: Option<Revision>,
     /// Why `to` failed, once it has: from then on `from` is being made live again.
     pub failed: Option<String>,

@@ -9,6 +9,8 @@
 //!    │ └──────────────────────────────────────────────────────────────────┘            │
 //!    └─────────────────────────────────── proven ──────────────────────────────────────┘
 //!   Boot: the same steps for one rung of the ladder after the other, until something serves.
+//!   Live: an activation that could not begin, and has touched nothing, goes back to Waiting.
+//!   Idle, Waiting: now and then a look at what serves; Idle: a missing fallback is made ready.
 //! ```
 //!
 //! Invariants
@@ -16,7 +18,8 @@
 //! - One task at a time: a task begins only when none runs, or after [`Effect::Cancel`].
 //! - What touches the live release stands in the journal first, and waits until that is durable.
 //! - What fails before the swap is tried again and rejects nothing; what fails after it is restored
-//!   and never activated again for the same target.
+//!   and never activated again for the same target, save on a boot: there, what was proven here fails
+//!   by what is around it.
 //! - A target that is lower than one that was seen changes nothing.
 //! - An event that is out of place changes nothing: after a restart, or a cancel, the shell may
 //!   deliver an answer to a question that is no longer asked.

@@ -3,7 +3,8 @@
 //! ```text
 //!   source ─┐                                  ┌─► journal, status, prune   (at once)
 //!   task  ──┼─► event ─► machine ─► effects ───┤
-//!   clock ──┘                                  └─► task: prepare, activate, prove, probe
+//!   clock, manager ──┘                         └─► task: prepare, ask, journal, activate, prove, probe,
+//!                                                        check
 //! ```
 //!
 //! Invariants

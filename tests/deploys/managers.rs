@@ -163,3 +163,21 @@ fn a_status_command_of_the_release_does_for_the_first_start() {
     world.assert_one_app(&good);
     assert_eq!(world.done(&good), ["started"]);
 }
+
+#[test]
+fn a_status_command_comes_and_goes_with_its_release() {
+    let status = ("pid_file = \"run/app.pid\"", "status = [\"bin/status\"]");
+    let without = |files: &mut Files| files.retain(|(path, _, _)| path != "bin/status");
+    let (mut world, _) = World::gated(without);
+    let master = world.master();
+    let good = world.commit_gated(|files| set(files, status));
+    world.host.target(&good);
+    world.host.await_serving(&good);
+    let bad = world.commit_gated(|files| {
+        without(files);
+        unhealthy(files);
+    });
+    world.host.target(&bad);
+    world.await_restored(&good, &bad);
+    assert_eq!(world.master(), master, "reloads did");
+}

@@ -151,3 +151,23 @@ fn a_current_that_is_no_link_stops_the_swap_and_is_left_alone() {
     world.host.await_serving(&next);
     assert_ne!(good, next);
 }
+
+#[test]
+fn a_deploy_onto_an_app_whose_pid_file_is_gone_waits_and_rejects_nothing() {
+    let (mut world, good) = serving_alone();
+    let app = world.host.processes("master.js");
+    let pid_file = world.host.dir().join("shared/run/app.pid");
+    let pid = fs::read(&pid_file).unwrap();
+    fs::remove_file(&pid_file).unwrap();
+    let next = world.commit_with(alone);
+    world.host.target(&next);
+    let status =
+        world.host.await_status("the reason", |status| status["failure"]["cause"] == "host");
+    let detail = status["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains("names no manager of it (put the pid back"), "{detail}");
+    assert_eq!((&status["serving"], &status["health"]), (&good.as_str().into(), &"healthy".into()));
+    assert_eq!(world.host.processes("master.js"), app, "no other one was started");
+    assert_eq!(world.host.current().as_ref(), Some(&good));
+    fs::write(&pid_file, pid).unwrap();
+    world.host.await_serving(&next);
+}

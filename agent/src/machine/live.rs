@@ -4,7 +4,9 @@
 //!   activate ──► prove ──► probe ──► proven
 //!      ▲          │ the reload did not do
 //!      └─ restart ┘
-//!   any failure ──► rejected ──► the same three steps for what served before, until they succeed
+//!   a failure ──► rejected ──► the same three steps for what served before; after three times in vain
+//!                              the ladder, where it has anything else
+//!   touched nothing ──► as it was; tried again later, by the way that led here
 //! ```
 //!
 //! PURE.
