@@ -3,8 +3,8 @@
 //! ```text
 //!   source ─┐                                  ┌─► journal, status, prune   (at once)
 //!   task  ──┼─► event ─► machine ─► effects ───┤
-//!   clock, manager ──┘                         └─► task: prepare, ask, journal, activate, prove, probe,
-//!                                                        check
+//!   clock ──┤                                  └─► task: prepare, ask, journal, activate, prove,
+//!   manager ┘                                            probe, check
 //! ```
 //!
 //! Invariants
