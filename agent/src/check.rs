@@ -91,6 +91,10 @@ fn line(text: &str, field: &str, item: Option<&str>) -> Option<usize> {
 pub fn recipe(dir: &Path, path: &str) -> io::Result<Findings> {
     let path = if dir == Path::new(".") { PathBuf::from(path) } else { dir.join(path) };
     let mut bytes = Vec::new();
+    // A pipe would be waited for.
+    if !fs::metadata(&path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
     File::open(&path)?.take(recipe::SIZE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     let Ok(text) = String::from_utf8(bytes) else {
         let mut findings = Findings::new(&path, String::new());

@@ -248,6 +248,10 @@ impl Config {
     /// See [`ConfigError`]; nothing has been changed then.
     pub fn load(path: &Path, variables: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        // A pipe would be waited for, and a device has no end.
+        if !fs::metadata(path).map_err(read)?.is_file() {
+            return Err(read(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")));
+        }
         let text = fs::read_to_string(path).map_err(read)?;
         Self::parse(path, &text, variables)
     }

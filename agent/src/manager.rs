@@ -337,11 +337,11 @@ fn examine(
     // Read after the pidfd was opened: if the process ends from here on and another gets its pid,
     // signals through the pidfd reach neither.
     let Some(stat) = Stat::read(pid).filter(|stat| !stat.ended) else { return dead };
-    if process::own_line().contains(&pid) {
-        return refused("it is the agent, or a process that the agent runs under".to_owned());
-    }
     if let Some(later) = written.and_then(|age| born_after(stat.start_ticks, age)) {
         return Ok(Finding::Nothing(Absence::Stale { pid, later }));
+    }
+    if process::own_line().contains(&pid) {
+        return refused("it is the agent, or a process that the agent runs under".to_owned());
     }
     if stat.kernel {
         return refused("it is a thread of the kernel".to_owned());

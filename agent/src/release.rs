@@ -107,7 +107,8 @@ impl Store {
         }
         make_dir(&self.state(), 0o700)?;
         for dir in [self.state(), self.releases(), self.dependencies()] {
-            let probe = dir.join(".writable");
+            // Another agent may be looking at the same time, and is told only by the lock.
+            let probe = dir.join(format!(".writable-{}", std::process::id()));
             File::create(&probe).map_err(failed("write to", &dir))?;
             fs::remove_file(&probe).map_err(failed("write to", &dir))?;
         }

@@ -43,8 +43,6 @@ mod prepare;
 mod probe;
 mod watch;
 
-use watch::Watch;
-
 pub(crate) use activate::{finder, look};
 pub(crate) use probe::answers;
 
@@ -110,9 +108,10 @@ pub struct Shell {
     started: Instant,
     wake: Option<Duration>,
     task: Option<(TaskId, CancellationToken, Running)>,
-    /// The manager of what serves, between two tasks; and whether it was looked for since the last one.
-    watched: Option<Watch>,
-    has_looked: bool,
+    /// Ends when the manager of what serves does, while nothing is done about it.
+    gone: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// Does the task that runs leave alone what serves?
+    is_beside: bool,
     last: Option<Report>,
     _lock: Lock,
 }
@@ -134,8 +133,8 @@ impl Shell {
             started: Instant::now(),
             wake: None,
             task: None,
-            watched: None,
-            has_looked: false,
+            gone: None,
+            is_beside: false,
             last: None,
             _lock: lock,
         }
@@ -158,7 +157,7 @@ impl Shell {
             {
                 return end;
             }
-            self.watch().await;
+            self.watch();
             let wake = self.wake.map(|wake| self.started + wake);
             let event = tokio::select! {
                 () = stop.cancelled() => {
@@ -182,23 +181,20 @@ impl Shell {
                     self.wake = None;
                     Event::Woke
                 }
-                () = watch::ended(self.watched.as_ref()) => {
-                    self.watched = None;
-                    Event::Ended
-                }
+                () = ended_by_itself(&mut self.gone) => Event::Ended,
             };
             self.step(event).await;
         }
     }
 
     /// Takes hold of the manager while nothing is done about it.
-    async fn watch(&mut self) {
-        if self.task.is_some() || self.has_looked {
-            return;
-        }
-        self.has_looked = true;
-        if let Some(revision) = self.machine.serving().cloned() {
-            self.watched = watch::watch(&self.tools, &revision).await;
+    fn watch(&mut self) {
+        let is_left_alone = self.task.is_none() || self.is_beside;
+        if is_left_alone
+            && self.gone.is_none()
+            && let Some(revision) = self.machine.serving().cloned()
+        {
+            self.gone = Some(Box::pin(watch::gone(Rc::clone(&self.tools), revision)));
         }
     }
 
@@ -257,8 +253,11 @@ impl Shell {
     }
 
     fn begin(&mut self, id: TaskId, task: Task) {
-        self.watched = None;
-        self.has_looked = false;
+        // What is made ready beside what serves says nothing of it.
+        self.is_beside = matches!(task, Task::Prepare { .. } | Task::Ask(_));
+        if !self.is_beside {
+            self.gone = None;
+        }
         let stop = CancellationToken::new();
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
         let running: Running = match task {
@@ -362,6 +361,17 @@ fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
     let kept: Vec<Revision> = store.complete();
     if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
         warn!(error = errors::chain(&error), "could not prune the git cache");
+    }
+}
+
+/// Waits for the end of the manager, which is told once; for ever where none is watched.
+async fn ended_by_itself(gone: &mut Option<Pin<Box<dyn Future<Output = ()>>>>) {
+    match gone {
+        Some(watched) => {
+            watched.await;
+            *gone = Some(Box::pin(std::future::pending()));
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -50,6 +50,24 @@ fn an_app_that_ends_while_the_origin_is_down_is_started_again_too() {
 }
 
 #[test]
+fn an_app_that_ends_while_a_target_is_fetched_is_not_kept_waiting() {
+    let (mut world, good) = serving_alone();
+    let next = world.commit_with(alone);
+    // Given up after 30 s; nothing fails before that.
+    world.origin.fail(Fault::Stall);
+    world.host.target(&next);
+    world.host.await_status("the fetch", |status| {
+        status["target"] == next.as_str() && status["phase"] == "preparing"
+    });
+    world.host.kill_app();
+    let back = world.host.await_some("the app to be back", |host| host.served());
+    assert_eq!(back, good);
+    assert!(!world.host.log().contains("prepare failed"), "{}", world.host.log());
+    world.origin.fail(Fault::None);
+    world.host.await_serving(&next);
+}
+
+#[test]
 fn an_app_whose_pid_file_is_gone_is_not_started_beside_itself() {
     let (mut world, good) = serving_alone();
     let app = world.host.processes("master.js");

@@ -423,11 +423,23 @@ impl Exchange {
         if self.head.len() < HEAD_BYTES {
             self.head.extend(self.chunk.iter().take(HEAD_BYTES));
             if let Some(said) = server_error(&self.head) {
+                let said = discreet(said, self.context.token.as_ref());
                 return Err(TransportError::Refused { said });
             }
         }
         Ok(true)
     }
+}
+
+/// Leaves out words that hold the credential: a server may repeat what it was sent.
+fn discreet(said: String, token: Option<&Secret>) -> String {
+    let holds = |token: &Secret| {
+        said.contains(&token.password) || said.to_ascii_lowercase().contains("basic ")
+    };
+    if token.is_some_and(holds) {
+        return "something that repeats the credential, and is not shown".to_owned();
+    }
+    said
 }
 
 /// Finds the server's `ERR` line at the beginning of an answer; libgit2 does not show it.
@@ -542,6 +554,15 @@ mod tests {
             drop(context.keep(outcome.unwrap_err()));
         });
         assert!(matches!(error, Some(TransportError::TooSlow { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_server_that_repeats_the_credential_is_not_quoted() {
+        let token = Secret { user: "bot".to_owned(), password: "s3cret".to_owned() };
+        for said in ["you sent s3cret", "you sent Basic Ym90OnMzY3JldA=="] {
+            assert!(!discreet(said.to_owned(), Some(&token)).contains(said), "{said}");
+        }
+        assert_eq!(discreet("not our ref".to_owned(), Some(&token)), "not our ref");
     }
 
     #[test]

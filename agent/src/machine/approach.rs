@@ -7,7 +7,6 @@ use std::time::Duration;
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Failure};
 
-use super::ladder::Ladder;
 use super::{Aim, Effect, Machine, Retry, State, Task};
 
 impl Machine {
@@ -26,9 +25,10 @@ impl Machine {
         let unless_like =
             self.live.revision.clone().filter(|_| may_stand_in && self.live.is_running);
         let revision = aim.revision.clone();
+        let deadline = self.rung_deadline(&revision);
         self.state = State::Preparing { aim, attempt };
         self.begin(Task::Prepare { revision, unless_like }, effects);
-        effects.extend(self.ladder.as_ref().and_then(Ladder::rung_deadline).map(Effect::WakeAt));
+        effects.extend(deadline.map(Effect::WakeAt));
     }
 
     pub(super) fn prepared(&mut self, aim: Aim, alike: bool, effects: &mut Vec<Effect>) {

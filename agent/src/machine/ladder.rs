@@ -22,6 +22,9 @@ use crate::journal::Swap;
 /// How often a rung's release is tried to be prepared while something proven here waits on disk.
 const ATTEMPTS_MAX: u32 = 3;
 
+/// And for how long, where the attempts do not end: an origin that hangs takes `git.stall_s` each time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Where a boot stands on the ladder.
 #[derive(Debug, Clone)]
 pub(super) struct Ladder {
@@ -168,7 +171,7 @@ impl Machine {
         said: String,
         effects: &mut Vec<Effect>,
     ) {
-        let deadline = self.ladder.as_ref().and_then(Ladder::rung_deadline);
+        let deadline = self.rung_deadline(&aim.revision);
         let has_time = deadline.is_some_and(|deadline| self.now + self.backoff(attempt) < deadline);
         // What was good here before, and is there, is better than nothing for minutes.
         let is_enough = attempt >= ATTEMPTS_MAX && self.has_proven_besides(&aim.revision);
@@ -178,6 +181,15 @@ impl Machine {
         }
         self.leave(said);
         self.next_rung(effects);
+    }
+
+    /// By when this release must be prepared: sooner where something proven here waits on disk.
+    pub(super) fn rung_deadline(&self, revision: &Revision) -> Option<Duration> {
+        let ladder = self.ladder.as_ref()?;
+        let deadline = ladder.rung_deadline()?;
+        let patience = ladder.rung_began + PATIENCE;
+        let is_awaited = self.has_proven_besides(revision);
+        Some(if is_awaited { deadline.min(patience) } else { deadline })
     }
 
     /// Is something on disk that was proven here, and may be activated, besides this?
@@ -198,7 +210,12 @@ impl Machine {
             State::Preparing { aim, .. } => !self.releases.contains(&aim.revision),
             _ => false,
         };
-        let deadline = self.ladder.as_ref().and_then(Ladder::rung_deadline);
+        let deadline = match &self.state {
+            State::Preparing { aim, .. } | State::Waiting { retry: Retry::Prepare(aim), .. } => {
+                self.rung_deadline(&aim.revision)
+            }
+            _ => self.ladder.as_ref().and_then(Ladder::rung_deadline),
+        };
         prepares && deadline.is_some_and(|deadline| deadline <= self.now)
     }
 

@@ -81,7 +81,10 @@ impl Machine {
     pub(super) fn ended(&mut self, effects: &mut Vec<Effect>) {
         match self.state.clone() {
             State::Idle => self.check(None, effects),
-            State::Stocking { .. } => {
+            // What is made ready beside it can be made ready again.
+            State::Stocking { .. } | State::Preparing { .. } | State::Asking { .. }
+                if self.ladder.is_none() && self.journal.swap.is_none() =>
+            {
                 self.stop(effects);
                 self.check(None, effects);
             }

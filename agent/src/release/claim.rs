@@ -46,7 +46,7 @@ impl Store {
         if fs::symlink_metadata(self.state()).is_ok() {
             return Ok(());
         }
-        let is_probe = |name: &str| name == ".writable";
+        let is_probe = |name: &str| name.starts_with(".writable");
         // Whatever stands in the staging area would be removed.
         only(&self.staging(), |_| false)?;
         only(&self.releases(), |name| is_release(stem(name)) || is_probe(name))?;

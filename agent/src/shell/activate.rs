@@ -48,6 +48,9 @@ const LOG_BYTES_MAX: u64 = 10 << 20;
 /// How long a pid file that makes no sense may be one that is just written.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
 
+/// The pause between two looks at a start that somebody else began: each reads all of `/proc`.
+const STARTING_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long after a start that ended with success, and left no manager, it is tried once more.
 const STARTS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -444,6 +447,13 @@ impl<'a> Work<'a> {
                 continue;
             }
             let failure = match ended {
+                // A start that the last run of the agent began may be under way, and hold a lock.
+                Some(exit)
+                    if !exit.is_success() && waited < timeout && self.is_starting().await =>
+                {
+                    sleep(STARTING_PAUSE).await;
+                    None
+                }
                 Some(exit) if !exit.is_success() => Some(format!("ended with {exit}")),
                 Some(_) if waited >= timeout => Some(format!(
                     "ended with success, and no manager was found within {} s; see what {} names: a \
@@ -464,6 +474,13 @@ impl<'a> Work<'a> {
             }
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Does anything run from a release, though no manager is found yet?
+    async fn is_starting(&self) -> bool {
+        let releases = self.tools.store.releases();
+        let in_use = process::off_thread(move || manager::releases_in_use(&releases)).await;
+        in_use.is_ok_and(|in_use| !in_use.is_empty())
     }
 
     async fn launch(&self) -> Result<Launched, String> {

@@ -71,7 +71,7 @@ fn a_boot_climbs_down_its_ladder() {
         ),
         (
             "a target that cannot be prepared is tried until its time is over, then the fallback",
-            "disk a b, current a, proven a",
+            "disk a b, current a",
             &[
                 ("start", "by 60"),
                 ("target 2 c fallback b", "write; prepare c; by 180"),
@@ -83,7 +83,7 @@ fn a_boot_climbs_down_its_ladder() {
                 ("journalled", "activate >b"),
                 ("activated", "prove b"),
                 ("replaced", "probe b fully"),
-                ("healthy", "write; prune a b c; wait 2"),
+                ("healthy", "write; prune b c; wait 2"),
                 ("woke", "prepare c unless like b"),
                 ("prepared", "ask 2"),
             ],
@@ -94,7 +94,7 @@ fn a_boot_climbs_down_its_ladder() {
             "disk a b, current a, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("woke", "cancel; prepare a"),
                 ("late prepared", ""),
                 ("prepared", "journal 2 >a"),
@@ -106,7 +106,7 @@ fn a_boot_climbs_down_its_ladder() {
             "disk a, current a, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("failed refused", "prepare a"),
                 ("prepared", "journal 2 >a"),
                 ("journalled", "activate >a"),
@@ -124,10 +124,10 @@ fn a_boot_climbs_down_its_ladder() {
             "disk a b c, current b, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 d fallback c", "write; prepare d; by 180"),
+                ("target 2 d fallback c", "write; prepare d; by 20"),
                 ("prepared", "journal 2 >d"),
                 ("journalled", "activate >d"),
-                ("failed activate", "write; prepare c; by 240"),
+                ("failed activate", "write; prepare c; by 20"),
                 ("failed refused", "prepare a"),
                 ("prepared", "journal 2 >a"),
                 ("journalled", "activate >a"),
@@ -138,7 +138,7 @@ fn a_boot_climbs_down_its_ladder() {
                 ("failed prove", "restart >b"),
                 ("failed activate", "write; wait 2"),
                 ("woke", "check b fully"),
-                ("absent", "prepare c; by 241"),
+                ("absent", "prepare c; by 21"),
             ],
             "preparing - unhealthy; failure: activate of b, 1; degraded: nothing could be started: d failed once it was live: it broke; c could not be prepared: it broke; a failed once it was live: it broke; b failed once it was live: it broke",
         ),
@@ -164,9 +164,9 @@ fn a_boot_climbs_down_its_ladder() {
             "disk a, current a, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("+100 failed refused", "prepare a"),
-                ("target 3 d", "write; cancel; prepare d; by 180"),
+                ("target 3 d", "write; cancel; prepare d; by 120"),
             ],
             "preparing - unknown",
         ),
@@ -175,7 +175,7 @@ fn a_boot_climbs_down_its_ladder() {
             "disk a, current a, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("prepared", "journal 2 >c"),
                 ("journalled", "activate >c"),
                 ("+500 stirred", ""),
@@ -222,7 +222,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
             "disk a b, current b, proven b a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("failed refused", "prepare a"),
             ],
             "preparing - unknown; failure: refused of c, 1",
@@ -232,7 +232,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
             "disk a b, current b, proven a c",
             &[
                 ("start", "by 60"),
-                ("target 2 d", "write; prepare d; by 180"),
+                ("target 2 d", "write; prepare d; by 20"),
                 ("failed refused", "prepare a"),
             ],
             "preparing - unknown; failure: refused of d, 1",
@@ -272,7 +272,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
         ),
         (
             "a wait that would end after the rung's time is not begun",
-            "disk a, current a, proven a",
+            "disk a, current a",
             &[
                 ("start", "by 60"),
                 ("target 2 c", "write; prepare c; by 180"),
@@ -282,7 +282,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
         ),
         (
             "one that would end before it is",
-            "disk a, current a, proven a",
+            "disk a, current a",
             &[
                 ("start", "by 60"),
                 ("target 2 c", "write; prepare c; by 180"),
@@ -297,7 +297,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
             "disk a, current a, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("woke", "cancel; prepare a"),
                 ("prepared", "journal 2 >a"),
                 ("journalled", "activate >a"),
@@ -371,7 +371,7 @@ fn a_boot_ends_on_the_best_that_is_left() {
             "disk a b, current b, proven a, seen 2 b fallback c, swap 2 >b",
             &[
                 ("start", "write; activate >b"),
-                ("+500 failed activate", "write; prepare c; by 740"),
+                ("+500 failed activate", "write; prepare c; by 520"),
             ],
             "preparing - unhealthy; failure: activate of b, 1; degraded: b failed once it was live: it broke",
         ),
@@ -380,14 +380,14 @@ fn a_boot_ends_on_the_best_that_is_left() {
             "disk a b, current b, proven a",
             &[
                 ("start", "by 60"),
-                ("target 2 c", "write; prepare c; by 180"),
+                ("target 2 c", "write; prepare c; by 20"),
                 ("failed refused", "prepare a"),
                 ("prepared", "journal 2 >a"),
                 ("journalled", "activate >a"),
                 ("failed activate", "write; prepare b"),
                 ("failed refused", "wait 2"),
                 ("woke", "check a briefly"),
-                ("absent", "prepare c; by 181"),
+                ("absent", "prepare c; by 21"),
                 ("failed refused", "prepare a"),
             ],
             "preparing - unhealthy; failure: refused of c, 1; degraded: nothing could be started: c could not be prepared: it broke; a failed once it was live: it broke; b could not be prepared: it broke",

@@ -104,7 +104,7 @@ fn a_killed_agent_takes_up_where_it_was() {
             "disk a b, current b, runs, proven a, seen 2 b",
             &[
                 ("start", "check b fully"),
-                ("failed unhealthy", "prepare b; by 180"),
+                ("failed unhealthy", "prepare b; by 20"),
                 ("prepared", "journal 2 >b"),
                 ("journalled", "activate >b"),
                 ("activated", "prove b"),
