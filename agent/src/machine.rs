@@ -507,17 +507,9 @@ impl Machine {
                 self.activate(swap, how, Some(before), effects);
             }
             (State::Journalling { swap, owed, .. }, Outcome::Failed(cause, detail)) => {
-                self.journal.swap = owed;
                 // It may stand on disk all the same, by what was journalled meanwhile or by a write
                 // that failed late; a killed agent would then begin it, whatever its target is by now.
-                effects.push(Effect::Journal(Box::new(self.journal.clone())));
-                if swap.order < self.order() {
-                    // A newer target came meanwhile: that one is tried, and not this one again.
-                    return self.start_over(effects);
-                }
-                self.falls = self.falls.saturating_add(1);
-                let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
-                self.not_prepared(aim, self.falls, cause, detail, effects);
+                self.withdraw(swap, owed, cause, detail, effects);
             }
             (State::Live { swap, how, step }, outcome) => {
                 self.live_done(swap, how, step, outcome, effects);

@@ -8,6 +8,7 @@ use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Failure};
 
 use super::{Aim, Effect, Machine, Retry, State, Task};
+use crate::journal::Swap;
 
 impl Machine {
     /// Is it known that this revision can never be prepared as it is?
@@ -69,6 +70,26 @@ impl Machine {
             return self.rest(effects);
         }
         self.again(aim, attempt, effects);
+    }
+
+    /// A swap that was journalled did not begin: `owed` is what stood in the journal before it.
+    pub(super) fn withdraw(
+        &mut self,
+        swap: Swap,
+        owed: Option<Swap>,
+        cause: Cause,
+        detail: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.journal.swap = owed;
+        effects.push(Effect::Journal(Box::new(self.journal.clone())));
+        if swap.order < self.order() {
+            // A newer target came meanwhile: that one is tried, and not this one again.
+            return self.start_over(effects);
+        }
+        self.falls = self.falls.saturating_add(1);
+        let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
+        self.not_prepared(aim, self.falls, cause, detail, effects);
     }
 
     /// Tries again later; first it looks at what serves, if a newer target cut that look short: what

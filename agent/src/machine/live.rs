@@ -155,14 +155,7 @@ impl Machine {
     fn untouched(&mut self, swap: Swap, how: How, detail: String, effects: &mut Vec<Effect>) {
         if let Some((live, owed)) = self.before.take() {
             self.live = live;
-            self.journal.swap = owed;
-            effects.push(Effect::Journal(Box::new(self.journal.clone())));
-            if swap.order < self.order() {
-                return self.start_over(effects);
-            }
-            self.falls = self.falls.saturating_add(1);
-            let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
-            return self.not_prepared(aim, self.falls, Cause::Host, detail, effects);
+            return self.withdraw(swap, owed, Cause::Host, detail, effects);
         }
         if swap.resumes == 0 {
             return self.live_failed(swap, Cause::Host, detail, effects);
