@@ -181,6 +181,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         before: RefCell::new(None),
         // A reload that the last run asked for may still be under way.
         is_unsettled: Cell::new(journal.swap.is_some()),
+        is_lost: Cell::new(false),
     });
     let found = survey(&tools).await?;
     info!(

@@ -133,6 +133,16 @@ impl Probe {
         }
     }
 
+    /// Does the app's answer name this revision, well or not?
+    pub async fn is_named(&self, expected: &Revision) -> bool {
+        let (Check::Http(address), Some(place)) = (&self.check, &self.revision) else {
+            return false;
+        };
+        let answer = tokio::time::timeout(self.timeout, self.get(address)).await;
+        let Ok(Ok(answer)) = answer else { return false };
+        named(&answer, place).is_some_and(|named| names(&named, expected))
+    }
+
     async fn get(&self, address: &HttpAddress) -> Result<Answer, reqwest::Error> {
         let mut response = self.client.get(address.to_string()).send().await?;
         let mut body = Vec::new();
@@ -221,21 +231,12 @@ fn judge(
         return Verdict::unhealthy(tried, &format!("status {}", answer.status));
     }
     let Some(place) = revision else { return Verdict::Pass { served: false } };
-    let named = match place {
-        RevisionAt::Header(name) => {
-            answer.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        }
-        RevisionAt::Json(_) if answer.body.len() > BODY_BYTES_MAX => {
-            let found = format!("the answer is longer than {BODY_BYTES_MAX} bytes");
-            return Verdict::unhealthy(tried, &found);
-        }
-        RevisionAt::Json(pointer) => serde_json::from_slice::<serde_json::Value>(&answer.body)
-            .ok()
-            .and_then(|body| Some(body.pointer(pointer)?.as_str()?.to_owned())),
-    };
-    let named = named.as_deref().map(str::trim).filter(|named| !named.is_empty());
-    match named {
-        Some(named) if names(named, expected) => Verdict::Pass { served: true },
+    if matches!(place, RevisionAt::Json(_)) && answer.body.len() > BODY_BYTES_MAX {
+        let found = format!("the answer is longer than {BODY_BYTES_MAX} bytes");
+        return Verdict::unhealthy(tried, &found);
+    }
+    match named(answer, place) {
+        Some(named) if names(&named, expected) => Verdict::Pass { served: true },
         Some(named) => {
             let found = format!("serves revision {named}, not {expected}");
             Verdict::fail(Cause::WrongRevision, tried, &found)
@@ -249,6 +250,18 @@ fn judge(
             Verdict::unhealthy(tried, &format!("names no revision at {place}; expected {expected}"))
         }
     }
+}
+
+/// Returns the revision that an answer names.
+fn named(answer: &Answer, place: &RevisionAt) -> Option<String> {
+    let named = match place {
+        RevisionAt::Header(name) => answer.headers.get(name)?.to_str().ok()?.to_owned(),
+        RevisionAt::Json(pointer) => {
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+            body.pointer(pointer)?.as_str()?.to_owned()
+        }
+    };
+    Some(named.trim().to_owned()).filter(|named| !named.is_empty())
 }
 
 /// Does `text` name `revision`, in full or by its first digits?

@@ -61,6 +61,8 @@ pub struct Tools {
     pub(crate) before: RefCell<Option<manager::Snapshot>>,
     /// May a reload still be under way, of which nothing is known?
     pub(crate) is_unsettled: Cell<bool>,
+    /// Does the app answer without a manager that could be found? Told once.
+    pub(crate) is_lost: Cell<bool>,
 }
 
 impl Tools {

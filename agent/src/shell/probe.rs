@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Find, Recipe};
 use towline_protocol::report::Cause;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{Tools, activate};
 use crate::error;
@@ -57,7 +57,13 @@ pub(super) async fn check(
         Ok(Some(process)) => process,
         Ok(None) if stop.is_cancelled() => return stopped(),
         Ok(None) if answers(&tools, &probing.recipe, &revision).await => {
-            debug!(%revision, "the app answers, and its manager is not found");
+            if !tools.is_lost.replace(true) {
+                warn!(
+                    %revision,
+                    hint = "put its pid file back, or stop the app once: until then nothing is deployed",
+                    "the app answers, and its manager is not found"
+                );
+            }
             return probing.run(false).await;
         }
         Ok(None) => {
@@ -66,6 +72,7 @@ pub(super) async fn check(
         }
         Err(detail) => return Outcome::Failed(Cause::Host, detail),
     };
+    tools.is_lost.set(false);
     // What was never proven must be what runs, before it is.
     let releases = tools.store.releases();
     if window == Window::Full
@@ -84,7 +91,7 @@ pub(crate) async fn answers(tools: &Tools, recipe: &Recipe, revision: &Revision)
     let Ok(probe) = Probe::new(&recipe.health, &tools.run_as, &tools.store.current()) else {
         return false;
     };
-    matches!(probe.once(revision).await, Verdict::Pass { served: true })
+    probe.is_named(revision).await
 }
 
 struct Probing<'a> {
