@@ -20,20 +20,20 @@ impl Observed {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs").count()
     }
 
-    /// CPU time of all its threads so far, in ms.
+    /// CPU time so far, in ms, of threads that have ended as well; the kernel tells it in steps of 10 ms.
     pub(crate) fn cpu_ms(self) -> f64 {
-        let of = |text: String| text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-        self.threads("schedstat").into_iter().filter_map(of).sum::<f64>() / 1e6
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("it runs");
+        // proc(5): fields 14 and 15, where 3 is the first after the name in parentheses.
+        let rest = text.rsplit(')').next().unwrap_or_default();
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.0
     }
 
-    /// How often its threads have gone to sleep so far: each time they were woken before.
+    /// How often its main thread has gone to sleep so far: each time it was woken before. Others come for
+    /// a moment, and take their count with them.
     pub(crate) fn sleeps(self) -> f64 {
-        self.threads("status").iter().map(|text| number(text, "voluntary_ctxt_switches")).sum()
-    }
-
-    fn threads(self, file: &str) -> Vec<String> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("it runs");
-        tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join(file)).ok()).collect()
+        let path = format!("/proc/{0}/task/{0}/status", self.pid);
+        number(&fs::read_to_string(path).expect("it runs"), "voluntary_ctxt_switches")
     }
 }
 

@@ -22,7 +22,7 @@ const ROUNDS: usize = 15;
 const NPM_ROUNDS: usize = 5;
 
 /// Changes of the target that ask for nothing.
-const NOTHINGS: u32 = 50;
+const NOTHINGS: u32 = 200;
 
 /// How long the idle agent is watched.
 const IDLE: Duration = Duration::from_secs(60);
@@ -53,6 +53,7 @@ pub(crate) fn measure() {
 
     let grown = agent.status("RssAnon") - before.1;
     let descriptors = agent.descriptors().saturating_sub(before.0);
+    stage.host.await_some("threads to end", |_| (agent.status("Threads") < 2.0).then_some(()));
     let (sleeps, cpu) = (agent.sleeps(), agent.cpu_ms());
     thread::sleep(IDLE);
     let one = |value: f64| Samples::from_iter([value]);
@@ -60,7 +61,10 @@ pub(crate) fn measure() {
     row("idle agent: anonymous memory", "MB", &one(agent.status("RssAnon") / 1e3), Some(2.0));
     row("idle agent: threads", "", &one(agent.status("Threads")), Some(2.0));
     row("idle agent: wake-ups in a minute", "", &one(agent.sleeps() - sleeps), Some(5.0));
-    note(&format!("one health probe among them; {:.2} ms of CPU time", agent.cpu_ms() - cpu));
+    note(&format!(
+        "one health probe among them; {:.0} ms of CPU time, to 10 ms",
+        agent.cpu_ms() - cpu
+    ));
     note(&format!(
         "all deploys above: {descriptors} more descriptors, {:.1} MB more anonymous memory",
         grown / 1e3
