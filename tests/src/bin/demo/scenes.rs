@@ -188,7 +188,7 @@ fn take_everything_away(stage: &mut Stage) {
     say(
         &at(answers),
         &format!(
-            "{} answers, from disk; the target had {BOOT_DEADLINE_S} s here, and 240 s by default",
+            "{} answers, from disk, once attempts to have the target had failed",
             short(&good)
         ),
     );
