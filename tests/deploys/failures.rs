@@ -117,7 +117,7 @@ fn an_install_that_fails_or_hangs_touches_nothing_and_is_tried_again() {
         let log = world.host.log();
         let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let line = lines.find(|line| {
-            line["message"] == "prepare failed; what serves is kept" && line["revision"] == bad
+            line["message"] == "prepare failed; nothing live was touched" && line["revision"] == bad
         });
         let output = line.expect("it names the revision")["output"].take();
         if command == hidden {

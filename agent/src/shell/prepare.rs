@@ -158,7 +158,7 @@ pub(super) async fn prepare(
                     error = error::chain(&error),
                     hint = error.hint(),
                     output,
-                    "prepare failed; what serves is kept"
+                    "prepare failed; nothing live was touched"
                 );
             }
             Outcome::Failed(error.cause(), error.detail())
