@@ -41,6 +41,49 @@ pub struct Report {
     pub objection: Option<String>,
     /// What went wrong last, until something goes right.
     pub failure: Option<Failure>,
+    /// Is what serves proven here, or adopted: has it served through its whole health window?
+    #[serde(default)]
+    pub proven: bool,
+    /// Was what serves there before the agent was: a release that is not one of its own?
+    #[serde(default)]
+    pub adopted: bool,
+    /// Was nothing of the app proven here since launch?
+    #[serde(default)]
+    pub newborn: bool,
+    /// Has the target at `order` failed here after its swap?
+    #[serde(default)]
+    pub rejected: bool,
+    /// The target's restart counter that is satisfied.
+    #[serde(default)]
+    pub restart: u64,
+    /// May a permit be in use: is leave being asked for, or has a swap begun whose outcome is open?
+    #[serde(default)]
+    pub uses_permit: bool,
+    /// The newest question for leave whose answer was not used and never will be; see `poll`.
+    #[serde(default)]
+    pub renounced: u64,
+    /// The orders to this instance that were carried out.
+    #[serde(default, skip_serializing_if = "Orders::is_none")]
+    pub orders: Orders,
+}
+
+/// Orders to one instance, each counted; a higher number than was carried out is an order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// Restart the app.
+    #[serde(default)]
+    pub restart: u64,
+    /// Try again what was rejected or refused, or waits.
+    #[serde(default)]
+    pub retry: u64,
+}
+
+impl Orders {
+    /// Was nothing ever ordered?
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Orders::default()
+    }
 }
 
 /// Where an instance is in a deploy.
@@ -118,6 +161,9 @@ impl Evidence {
 /// What went wrong, with the revision that it went wrong with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
+    /// The target that it was tried for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// The revision that was tried.
     pub revision: Revision,
     /// What kind of failure it was.
@@ -176,6 +222,7 @@ mod tests {
         assert_eq!(report.evidence, Some(Evidence::Served));
         let failure = report.failure.clone().unwrap();
         assert_eq!((failure.cause, failure.attempt), (Cause::Unhealthy, 1));
+        assert!(!report.proven && report.orders.is_none(), "what an older agent does not say");
         let again: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(again, report, "writing and reading agree");
     }

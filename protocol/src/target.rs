@@ -24,11 +24,19 @@ pub struct Target {
     /// Its place among all targets of the group; a lower one than was seen is refused.
     #[serde(flatten)]
     pub order: Order,
-    /// The revision that the group should run.
-    pub revision: Revision,
+    /// The revision that the group should run. `None`, with `not`: what served before that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
+    /// What must not serve, where no revision is known that should: who serves it goes back to its newest
+    /// other proven or adopted release, and all others keep what serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not: Option<Revision>,
     /// The newest group-proven revision other than `revision`: what a boot falls back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Revision>,
+    /// Revisions that a boot takes last of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantine: Vec<Revision>,
     /// Counts orders to restart; a higher one than was carried out is an order.
     #[serde(default)]
     pub restart: u64,
@@ -52,6 +60,9 @@ pub enum TargetError {
         /// Its version.
         version: u32,
     },
+    /// It names neither a revision nor what must not serve, or both.
+    #[error("the target document must name either `revision` or `not`")]
+    Aimless,
     /// Another group's.
     #[error("the target document is for group {found}; this instance belongs to group {own}")]
     Group {
@@ -67,7 +78,7 @@ impl TargetError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            TargetError::TooLarge { .. } | TargetError::Malformed(_) => {
+            TargetError::TooLarge { .. } | TargetError::Malformed(_) | TargetError::Aimless => {
                 "write one JSON object with version, group, epoch, generation and a full revision"
             }
             TargetError::Version { .. } => "install a newer agent on this instance first",
@@ -91,6 +102,9 @@ impl Target {
         if target.version == 0 || target.version > VERSION {
             return Err(TargetError::Version { version: target.version });
         }
+        if target.revision.is_some() == target.not.is_some() {
+            return Err(TargetError::Aimless);
+        }
         if target.group != *own {
             return Err(TargetError::Group { found: target.group, own: own.clone() });
         }
@@ -113,7 +127,7 @@ mod tests {
     fn the_golden_documents_keep_parsing() {
         let target = Target::parse(GOLDEN.as_bytes(), &web()).unwrap();
         assert_eq!(target.order, Order { epoch: 1_790_000_000, generation: 118 });
-        assert_eq!(target.revision.short(), "4f2c91e");
+        assert_eq!(target.revision.as_ref().map(Revision::short), Some("4f2c91e"));
         assert_eq!(target.fallback.as_ref().map(Revision::short), Some("9b03d7a"));
         assert_eq!(target.restart, 2);
         let again = serde_json::to_vec(&target).unwrap();
@@ -133,6 +147,8 @@ mod tests {
             ("empty", String::new()),
             ("a branch where a revision is due", edit(&"4f2c91e0".repeat(5), "main")),
             ("a short id", edit(&"4f2c91e0".repeat(5), "4f2c91e")),
+            ("neither a revision nor what must not serve", edit("\"revision\"", "\"revisions\"")),
+            ("both", edit("\"fallback\"", "\"not\"")),
             ("another group's", edit("\"web\"", "\"api\"")),
             ("no group's name", edit("\"web\"", "\"../web\"")),
             ("a newer version", edit("\"version\": 1", "\"version\": 2")),
