@@ -139,7 +139,7 @@ pub struct Permit {
     pub seq: u64,
     /// When it was given.
     pub given: Timestamp,
-    /// When it was given, on the clock of the rollout at `order`; `None` outside of a rollout.
+    /// When it was given, on the deadlines' clock of the rollout at `order`; `None` outside of a rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_ms: Option<u64>,
 }
@@ -174,6 +174,10 @@ pub struct InstanceRecord {
     /// The orders that it was given.
     #[serde(default, skip_serializing_if = "Orders::is_none")]
     pub orders: Orders,
+    /// When it left, where it has: it counts nowhere, and is remembered for a while so that a message that
+    /// comes late does not bring it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<Timestamp>,
 }
 
 #[cfg(test)]

@@ -9,9 +9,10 @@
 //!      └───────────────────────────┘ the gate failed, or nothing moved
 //! ```
 //!
-//! Times within a rollout are counted on its own clock: milliseconds during which it was running
-//! while a coordinator was there. It stands still while the rollout is paused and while no coordinator
-//! runs, so that deadlines and bake times do; and no step of the clock on the wall touches it.
+//! Times within a rollout are counted on its own two clocks, in milliseconds: one for bake times, one for
+//! deadlines. Both stand still while the rollout is not running and while no coordinator is there; the one
+//! for deadlines also for a lease after a coordinator has come back. No step of the clock on the wall
+//! touches them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,7 +119,7 @@ pub struct Rollout {
     /// Who was silent when its batch opened: taken up when it comes back.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub aside: BTreeSet<Instance>,
-    /// When it last moved, on its clock.
+    /// When it last moved, on the clock of deadlines.
     #[serde(default)]
     pub progressed_ms: u64,
     /// How many instances had taken the target when it last moved.
@@ -162,18 +163,21 @@ impl Rollout {
 pub struct Batch {
     /// What it is called: `canary`, `10 %`, `rollback`.
     pub name: String,
+    /// Which share of the policy it is: 0 is the canary, 1 the first of `batches`.
+    #[serde(default)]
+    pub share_index: u32,
     /// Who is in it.
     pub members: BTreeSet<Instance>,
-    /// When it was opened, on the rollout's clock; `None`: it is offered, to prepare.
+    /// When it was opened, on the clock of deadlines; `None`: it is offered, to prepare.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened_ms: Option<u64>,
-    /// Since when all of it is healthy, on the rollout's clock.
+    /// Since when all of it is healthy, on the clock of bake times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bakes_ms: Option<u64>,
     /// Has an operator skipped the rest of its bake time?
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_promoted: bool,
-    /// When its gate passed, on the rollout's clock.
+    /// When its gate passed, on the clock of bake times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed_ms: Option<u64>,
 }
@@ -197,6 +201,20 @@ pub struct Failed {
     pub detail: String,
     /// Does it say something against the revision: did it fail after the swap?
     pub is_revision: bool,
+    /// Has an operator resumed the rollout in spite of it? Then it counts no more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_excused: bool,
+}
+
+/// A rollout's clocks, as they are stored from time to time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Whose they are: the generation of the rollout.
+    pub generation: u64,
+    /// For how long it has run.
+    pub bake_ms: u64,
+    /// For how long its deadlines have.
+    pub deadline_ms: u64,
 }
 
 /// A decision, as it is told.

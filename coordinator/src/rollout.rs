@@ -1,0 +1,332 @@
+//! The rollout engine: looks at a rollout and its fleet as they are now, and decides the next step.
+//!
+//! ```text
+//!              ┌─ a member failed ───────────────► counted, for good
+//!              ├─ too many failed ───────────────► back to the fallback, or halt
+//!   evaluate ──┼─ no batch is open ──────────────► open the next one, and offer the one after it
+//!              ├─ all of the batch is healthy ───► bake; then the gate passes
+//!              ├─ the last gate passed ──────────► converged
+//!              ├─ nothing moves ─────────────────► halt
+//!              └─ else ──────────────────────────► wait: until when, for what
+//! ```
+//!
+//! Invariants
+//! - Pure, and level-triggered: it reads the state as it is, never what changed. A message that was lost
+//!   delays a decision and cannot corrupt one; any coordinator may decide.
+//! - One step at a time: whoever commits a step looks again.
+//! - What is not known never passes a gate. What failed stays counted.
+//! - A batch opens only in the step that records that the gate before it has passed.
+
+use std::time::Duration;
+
+use towline_protocol::ids::Instance;
+use towline_protocol::ids::Revision;
+use towline_protocol::policy::OnFailure;
+use towline_protocol::rollout::{Kind, Rollout, State};
+use towline_protocol::time::Timestamp;
+
+use crate::fleet::{self, Attendance, Presence};
+use crate::records::GroupState;
+
+pub mod batches;
+pub mod gate;
+pub mod operations;
+pub mod permits;
+pub mod reports;
+pub mod words;
+
+use gate::{Standing, Verdict};
+
+/// The time, as the engine knows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// The time of day, to be noted with what is decided.
+    pub at: Timestamp,
+    /// The rollout's clock for bake times.
+    pub bake_ms: u64,
+    /// The rollout's clock for deadlines.
+    pub deadline_ms: u64,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing: there is no rollout that goes on.
+    Rest,
+    /// Look again when something changes, or after this much time of the rollout's clock for bake
+    /// times, or for deadlines.
+    Wait {
+        /// When to look again at the latest.
+        within: Option<Duration>,
+        /// What is waited for, in words.
+        reason: String,
+    },
+    /// Store this rollout, and look again.
+    Step(Box<Rollout>),
+    /// Store this rollout, whose last gate has passed.
+    Converge(Box<Rollout>),
+    /// Store this rollout as aborted, and go back by the next generation. `quarantine`: refuse what
+    /// failed until an operator lifts it.
+    Abort {
+        /// The rollout, ended.
+        rollout: Box<Rollout>,
+        /// What to put into quarantine, and why.
+        quarantine: Option<(Revision, String)>,
+    },
+}
+
+/// Decides the next step of a group's rollout.
+#[must_use]
+pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decision {
+    let Some(rollout) = state.going() else { return Decision::Rest };
+    if let Some(back) = back_again(rollout, attendance) {
+        return Decision::Step(Box::new(back));
+    }
+    match rollout.state {
+        State::Running => {}
+        State::Paused | State::Halted => {
+            return Decision::Wait { within: None, reason: rollout.reason.clone() };
+        }
+        State::Converged | State::Aborted | State::Replaced => return Decision::Rest,
+    }
+    if let Some(counted) = gate::count_failures(state, rollout, attendance, now) {
+        return Decision::Step(Box::new(counted));
+    }
+    let Some(index) = open_batch(rollout) else {
+        return next_batch(state, rollout, attendance, now);
+    };
+    let standings = gate::standings(state, rollout, index, attendance, now);
+    match gate::verdict(rollout, index, &standings, now) {
+        Verdict::Fail(reason) => {
+            let shared = gate::is_shared(state, rollout, attendance);
+            fail(rollout, index, reason, shared, now)
+        }
+        Verdict::SetAside(silent) => {
+            let mut next = rollout.clone();
+            for instance in silent {
+                next.batches[index].members.remove(&instance);
+                next.note(now.at, format!("{instance} is silent, and set aside"));
+                next.aside.insert(instance);
+            }
+            Decision::Step(Box::new(next))
+        }
+        Verdict::Refill => refill(state, rollout, index, attendance, now),
+        Verdict::Bake => {
+            let mut next = moved(rollout, &standings, now);
+            next.batches[index].bakes_ms = Some(now.bake_ms);
+            let bake_s = gate::bake_time(rollout, index).as_secs();
+            let healthy = gate::healthy(&standings);
+            let name = next.batches[index].name.clone();
+            next.note(now.at, format!("{name}: {healthy} healthy, bakes for {bake_s} s"));
+            next.reason = format!("{name} bakes");
+            Decision::Step(Box::new(next))
+        }
+        Verdict::Unbake => {
+            let mut next = moved(rollout, &standings, now);
+            next.batches[index].bakes_ms = None;
+            let name = next.batches[index].name.clone();
+            next.note(
+                now.at,
+                format!("{name} is no longer all healthy; its bake time begins anew"),
+            );
+            Decision::Step(Box::new(next))
+        }
+        Verdict::Pass => {
+            let mut next = moved(rollout, &standings, now);
+            let batch = &mut next.batches[index];
+            batch.passed_ms = Some(now.bake_ms);
+            let text = format!("gate: {} passed", batch.name);
+            next.note(now.at, text);
+            next.progressed_ms = now.deadline_ms;
+            // The next batch opens in the same commit, or in the next step: its gate is recorded.
+            Decision::Step(Box::new(next))
+        }
+        Verdict::Wait { within, reason } => {
+            wait(state, rollout, &standings, attendance, now, within, reason)
+        }
+    }
+}
+
+/// The batch whose gate has not passed yet.
+fn open_batch(rollout: &Rollout) -> Option<usize> {
+    rollout.batches.iter().position(|batch| batch.is_open() && batch.passed_ms.is_none())
+}
+
+/// Whoever was to be done without polls again.
+fn back_again(rollout: &Rollout, attendance: &Attendance) -> Option<Rollout> {
+    let is_back = |instance: &&Instance| attendance.of(instance) == Presence::Here;
+    let back: Vec<_> = rollout.without.iter().filter(is_back).cloned().collect();
+    if back.is_empty() {
+        return None;
+    }
+    let mut next = rollout.clone();
+    next.without.retain(|instance| !back.contains(instance));
+    Some(next)
+}
+
+/// Notes how far the open batch has come.
+fn moved(rollout: &Rollout, standings: &[Standing], now: Now) -> Rollout {
+    let mut next = rollout.clone();
+    next.taken = gate::healthy(standings);
+    next.progressed_ms = now.deadline_ms;
+    next
+}
+
+fn next_batch(
+    state: &GroupState,
+    rollout: &Rollout,
+    attendance: &Attendance,
+    now: Now,
+) -> Decision {
+    let mut next = rollout.clone();
+    if batches::offer(state, &mut next, attendance) {
+        return Decision::Step(Box::new(next));
+    }
+    let Some(index) = next.batches.iter().position(|batch| !batch.is_open()) else {
+        return finish(state, rollout, now);
+    };
+    open(state, &mut next, index, attendance, now);
+    Decision::Step(Box::new(next))
+}
+
+/// Opens a batch, and offers the one after it.
+fn open(state: &GroupState, next: &mut Rollout, index: usize, attendance: &Attendance, now: Now) {
+    let batch = &mut next.batches[index];
+    batch.opened_ms = Some(now.deadline_ms);
+    let name = batch.name.clone();
+    let members = batches::told(&batch.members);
+    next.note(now.at, format!("{name} opened: {members}"));
+    next.reason = format!("{name} is open");
+    next.taken = 0;
+    next.progressed_ms = now.deadline_ms;
+    batches::offer(state, next, attendance);
+}
+
+/// The last gate has passed, or there is nobody to open a batch for.
+fn finish(state: &GroupState, rollout: &Rollout, now: Now) -> Decision {
+    let mut next = rollout.clone();
+    if rollout.batches.is_empty() {
+        // Nobody has proven it yet, and so it stays open.
+        let reason = if state.members().next().is_none() {
+            "the group is empty: it stays open until an instance has proven it"
+        } else {
+            "nobody who could take it is there: it stays open until an instance has proven it"
+        };
+        return Decision::Wait { within: None, reason: reason.to_owned() };
+    }
+    if rollout.only.is_some() {
+        next.state = State::Paused;
+        next.reason =
+            "the chosen instances have it; resume takes it to all others, abort takes it back"
+                .to_owned();
+        next.note(now.at, format!("paused: {}", next.reason));
+        return Decision::Step(Box::new(next));
+    }
+    next.state = State::Converged;
+    next.ended = Some(now.at);
+    next.reason = "its last gate has passed".to_owned();
+    next.note(now.at, "converged".to_owned());
+    Decision::Converge(Box::new(next))
+}
+
+fn refill(
+    state: &GroupState,
+    rollout: &Rollout,
+    index: usize,
+    attendance: &Attendance,
+    now: Now,
+) -> Decision {
+    let mut next = rollout.clone();
+    if batches::refill(state, &mut next, index, attendance) {
+        let batch = &mut next.batches[index];
+        batch.bakes_ms = None;
+        let text = format!("{}: refilled with {}", batch.name, batches::told(&batch.members));
+        next.note(now.at, text);
+        next.progressed_ms = now.deadline_ms;
+        return Decision::Step(Box::new(next));
+    }
+    let name = &rollout.batches[index].name;
+    if rollout.batches.iter().any(|batch| batch.passed_ms.is_some()) {
+        // Its members are gone, and others have proven the revision.
+        next.batches[index].passed_ms = Some(now.bake_ms);
+        next.note(now.at, format!("gate: {name} passed, its members have left"));
+        next.progressed_ms = now.deadline_ms;
+        return Decision::Step(Box::new(next));
+    }
+    Decision::Wait {
+        within: None,
+        reason: format!("nobody is left in {name}: it waits for an instance that can take it"),
+    }
+}
+
+/// `shared`: why it may not be the rollout's fault.
+fn fail(
+    rollout: &Rollout,
+    index: usize,
+    mut reason: String,
+    shared: Option<String>,
+    now: Now,
+) -> Decision {
+    let mut next = rollout.clone();
+    let is_shared = shared.is_some();
+    if let Some(shared) = shared {
+        // Going back would not help, and would take down what still serves.
+        reason = format!("{reason}; {shared}");
+    }
+    let name = next.batches[index].name.clone();
+    next.note(now.at, format!("gate: {name} failed: {reason}"));
+    let is_new = rollout.kind == Kind::Release && !rollout.is_proven;
+    if is_new && rollout.policy.on_failure == OnFailure::Rollback && !is_shared {
+        next.state = State::Aborted;
+        next.ended = Some(now.at);
+        next.reason = format!("{name} failed: {reason}");
+        let culprit = gate::against_revision(rollout);
+        let quarantine = culprit.and_then(|detail| Some((rollout.revision()?.clone(), detail)));
+        return Decision::Abort { rollout: Box::new(next), quarantine };
+    }
+    next.state = State::Halted;
+    next.reason = format!("{name} failed: {reason}");
+    next.note(now.at, "halted: it waits for an operator".to_owned());
+    Decision::Step(Box::new(next))
+}
+
+/// Nothing to decide: unless it has been so for too long.
+fn wait(
+    state: &GroupState,
+    rollout: &Rollout,
+    standings: &[Standing],
+    attendance: &Attendance,
+    now: Now,
+    within: Option<Duration>,
+    reason: String,
+) -> Decision {
+    let taken = gate::healthy(standings);
+    if taken > rollout.taken {
+        return Decision::Step(Box::new(moved(rollout, standings, now)));
+    }
+    if let Some(index) = open_batch(rollout)
+        && rollout.batches[index].bakes_ms.is_some()
+        && standings.iter().all(Standing::is_settled)
+    {
+        return Decision::Wait { within, reason };
+    }
+    let deadline = Duration::from_secs(rollout.policy.progress_deadline_s);
+    let quiet = Duration::from_millis(now.deadline_ms.saturating_sub(rollout.progressed_ms));
+    if quiet >= deadline {
+        let mut next = rollout.clone();
+        next.state = State::Halted;
+        let budget = fleet::budget(state, attendance);
+        let full = if budget.used >= budget.max {
+            format!("; {} of {} that may be unavailable are", budget.used, budget.max)
+        } else {
+            String::new()
+        };
+        next.reason = format!("nothing has moved for {} s: {reason}{full}", deadline.as_secs());
+        let text = format!("halted: {}", next.reason);
+        next.note(now.at, text);
+        return Decision::Step(Box::new(next));
+    }
+    let left = deadline.saturating_sub(quiet);
+    let within = within.map_or(left, |within| within.min(left));
+    Decision::Wait { within: Some(within), reason }
+}

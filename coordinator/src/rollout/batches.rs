@@ -1,0 +1,158 @@
+//! Who is in which batch.
+//!
+//! Batches are cumulative shares of the group as it is when a batch is offered; a batch is chosen by a
+//! number made from instance and revision, so that it is not always the same ones who go first. The
+//! next batch is offered while the one before it is open: its members prepare.
+//!
+//! PURE.
+
+use std::collections::BTreeSet;
+
+use towline_protocol::fleet::InstanceRecord;
+use towline_protocol::ids::Instance;
+use towline_protocol::policy::Share;
+use towline_protocol::rollout::{Batch, Kind, Rollout};
+
+use crate::fleet::{self, Attendance, Presence};
+use crate::records::GroupState;
+
+/// How many members are named in a line.
+const TOLD_MAX: usize = 5;
+
+/// The batches of a rollout by their shares: the canary first, unless it is a rollback.
+#[must_use]
+pub fn shares(rollout: &Rollout) -> Vec<(String, Share)> {
+    if rollout.kind == Kind::Rollback {
+        return vec![("rollback".to_owned(), Share::Percent(100))];
+    }
+    let canary = ("canary".to_owned(), Share::Count(rollout.policy.canary));
+    let name = |share: &Share| match share {
+        Share::Percent(percent) => format!("{percent} %"),
+        Share::Count(count) => format!("{count}"),
+    };
+    let rest = rollout.policy.batches.iter().map(|share| (name(share), *share));
+    std::iter::once(canary).chain(rest).collect()
+}
+
+/// Whoever may take part: known, not gone, and chosen.
+fn universe<'a>(
+    state: &'a GroupState,
+    rollout: &'a Rollout,
+) -> impl Iterator<Item = &'a InstanceRecord> {
+    state.members().filter(|record| {
+        !rollout.without.contains(&record.instance)
+            && rollout.only.as_ref().is_none_or(|only| only.has(&record.instance))
+    })
+}
+
+/// Adds the next batch that has anybody in it, unless one is offered already. Returns whether it did.
+pub fn offer(state: &GroupState, rollout: &mut Rollout, attendance: &Attendance) -> bool {
+    if rollout.batches.iter().any(|batch| !batch.is_open()) {
+        return false;
+    }
+    let first = rollout.batches.last().map_or(0, |batch| batch.share_index + 1);
+    for (share_index, (name, share)) in (0..).zip(shares(rollout)).skip(first as usize) {
+        let members = choose(state, rollout, share, attendance);
+        if !members.is_empty() {
+            rollout.batches.push(Batch {
+                name,
+                share_index,
+                members,
+                opened_ms: None,
+                bakes_ms: None,
+                is_promoted: false,
+                passed_ms: None,
+            });
+            return true;
+        }
+    }
+    false
+}
+
+/// Whoever is missing until the batches reach this share.
+fn choose(
+    state: &GroupState,
+    rollout: &Rollout,
+    share: Share,
+    attendance: &Attendance,
+) -> BTreeSet<Instance> {
+    let live = universe(state, rollout).count();
+    let taken = universe(state, rollout).filter(|record| is_placed(rollout, &record.instance));
+    let wanted = share.reach(live).saturating_sub(taken.count());
+    let is_all = share == Share::Percent(100);
+    pick(state, rollout, wanted, is_all, attendance)
+}
+
+fn is_placed(rollout: &Rollout, instance: &Instance) -> bool {
+    rollout.aside.contains(instance)
+        || rollout.batches.iter().any(|batch| batch.members.contains(instance))
+}
+
+/// Chooses so many who are in no batch: those who are there, and well, first. `is_all`: the silent as
+/// well.
+fn pick(
+    state: &GroupState,
+    rollout: &Rollout,
+    wanted: usize,
+    is_all: bool,
+    attendance: &Attendance,
+) -> BTreeSet<Instance> {
+    let mut candidates: Vec<_> = universe(state, rollout)
+        .filter(|record| !is_placed(rollout, &record.instance))
+        .filter(|record| is_all || !attendance.is_silent(&record.instance))
+        .map(|record| {
+            let has_taken = record
+                .report
+                .as_ref()
+                .is_some_and(|report| fleet::has_taken(report, &rollout.target));
+            let is_away = attendance.of(&record.instance) != Presence::Here;
+            let place = place(&record.instance, rollout);
+            ((is_away, !fleet::is_healthy(record), has_taken, place), &record.instance)
+        })
+        .collect();
+    candidates.sort();
+    candidates.into_iter().take(wanted).map(|(_, instance)| instance.clone()).collect()
+}
+
+/// Fills a batch in which nobody is left who could prove anything. Returns whether anybody was found.
+pub fn refill(
+    state: &GroupState,
+    rollout: &mut Rollout,
+    index: usize,
+    attendance: &Attendance,
+) -> bool {
+    let wanted = rollout.batches[index].members.len().max(1);
+    let mut picked = pick(state, rollout, wanted, false, attendance);
+    if picked.is_empty() {
+        // Then somebody who is only offered the target goes first.
+        let offered = rollout.batches.iter_mut().skip(index + 1).find(|batch| !batch.is_open());
+        let is_here = |instance: &&Instance| {
+            state.member(instance).is_some() && !attendance.is_silent(instance)
+        };
+        let Some(offered) = offered else { return false };
+        picked = offered.members.iter().filter(is_here).take(wanted).cloned().collect();
+        offered.members.retain(|instance| !picked.contains(instance));
+        rollout.batches.retain(|batch| batch.is_open() || !batch.members.is_empty());
+    }
+    let is_found = !picked.is_empty();
+    rollout.batches[index].members.extend(picked);
+    is_found
+}
+
+/// A number from instance and revision (FNV-1a): the order in which instances of one state go.
+fn place(instance: &Instance, rollout: &Rollout) -> u64 {
+    let revision = rollout.revision().map_or("", |revision| revision.as_str());
+    let bytes = revision.bytes().chain(instance.as_str().bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |number: u64, byte| {
+        (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Names some members, and counts the others.
+#[must_use]
+pub fn told(members: &BTreeSet<Instance>) -> String {
+    let named: Vec<&str> = members.iter().take(TOLD_MAX).map(Instance::as_str).collect();
+    let others = members.len().saturating_sub(TOLD_MAX);
+    let named = named.join(" ");
+    if others == 0 { named } else { format!("{named} and {others} more") }
+}

@@ -1,0 +1,616 @@
+//! What operators may do, and what the gate does in their place: each writes the next records, or says why
+//! not.
+//!
+//! ```text
+//!   release ──► the next generation, and its rollout
+//!   rollback, abort ──► the next generation, naming an older revision, or what must not serve
+//!   restart ──► the next generation, the same revision, a higher counter
+//!   pause, resume, promote ──► the rollout's record
+//! ```
+//!
+//! Nothing ever goes back: each change of a target is the next generation. Whatever is decided is
+//! compared with the target and the rollout that it was decided on.
+//!
+//! PURE.
+
+use std::collections::BTreeSet;
+
+use towline_protocol::api::{Code, ErrorBody, ReleaseRequest};
+use towline_protocol::fleet::{GroupRecord, Quarantined, TargetRecord};
+use towline_protocol::ids::{Instance, Order, Revision};
+use towline_protocol::rollout::{Kind, Rollout, State, VERSION};
+use towline_protocol::target::{self, Target};
+use towline_protocol::time::Timestamp;
+
+use super::Decision;
+use crate::fleet::{Attendance, Presence};
+use crate::records::{Draft, GroupState, Kept, key};
+
+/// Who does something, when, and in which life of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Act {
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// The store's epoch.
+    pub epoch: u64,
+    /// Why, as the operator said.
+    pub reason: Option<String>,
+}
+
+impl Act {
+    fn because(&self, what: &str) -> String {
+        match &self.reason {
+            Some(reason) => format!("{what} by {}: {reason}", self.by),
+            None => format!("{what} by {}", self.by),
+        }
+    }
+}
+
+/// Returns a refusal for how things stand.
+#[must_use]
+pub fn conflict(message: String, hint: impl Into<Option<String>>) -> ErrorBody {
+    ErrorBody { code: Code::Conflict, message, hint: hint.into(), field: None }
+}
+
+/// A target to be written, and what kind of rollout takes the group there.
+struct Next {
+    kind: Kind,
+    revision: Option<Revision>,
+    not: Option<Revision>,
+    fallback: Option<Revision>,
+    restart: u64,
+    note: String,
+    only: Option<towline_protocol::rollout::Selector>,
+    without: BTreeSet<Instance>,
+}
+
+/// Writes the next generation of a group's target, and its rollout.
+fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, draft: &mut Draft) {
+    let group = state.group.clone();
+    let last = state.order();
+    // An operator raises the epoch after a restore; then generations count anew.
+    let order = if act.epoch > last.epoch {
+        Order { epoch: act.epoch, generation: 1 }
+    } else {
+        Order { epoch: last.epoch, generation: last.generation + 1 }
+    };
+    let quarantine = record.value.quarantine.iter();
+    let target = Target {
+        version: target::VERSION,
+        group: group.clone(),
+        order,
+        revision: next.revision.clone(),
+        not: next.not,
+        fallback: next.fallback,
+        quarantine: quarantine.map(|quarantined| quarantined.revision.clone()).collect(),
+        restart: next.restart,
+    };
+    let is_proven = match &next.revision {
+        Some(revision) => record.value.is_proven(revision),
+        // The way back has no newer way back.
+        None => true,
+    };
+    let mut rollout = Rollout {
+        version: VERSION,
+        target: target.clone(),
+        kind: next.kind,
+        is_proven,
+        policy: record.value.policy.clone(),
+        by: act.by.clone(),
+        began: act.at,
+        ended: None,
+        state: State::Running,
+        reason: "it begins".to_owned(),
+        only: next.only,
+        without: next.without,
+        batches: Vec::new(),
+        failures: std::collections::BTreeMap::new(),
+        aside: BTreeSet::new(),
+        progressed_ms: 0,
+        taken: 0,
+        decisions: Vec::new(),
+    };
+    rollout.note(act.at, act.because(&format!("{} begun", next.note)));
+    let target = TargetRecord { target, at: act.at, by: act.by.clone(), note: next.note };
+    draft.on(key::target(&group), state.target.as_ref());
+    draft.on(key::rollout(&group), state.rollout.as_ref());
+    draft.put(key::target(&group), &target);
+    draft.put(key::rollout(&group), &rollout);
+    draft.delete(key::clock(&group));
+}
+
+/// Keeps a rollout that has ended.
+fn archive(state: &GroupState, rollout: &Rollout, draft: &mut Draft) {
+    draft.put(key::past(&state.group, rollout.order().generation), rollout);
+}
+
+fn exists(state: &GroupState) -> Result<&Kept<GroupRecord>, ErrorBody> {
+    state.record.as_ref().ok_or_else(|| unknown_group(&state.group))
+}
+
+/// Returns the refusal for a group that does not exist.
+#[must_use]
+pub fn unknown_group(group: &towline_protocol::ids::Group) -> ErrorBody {
+    ErrorBody {
+        code: Code::NotFound,
+        message: format!("there is no group {group}"),
+        hint: Some("`towline group list` names those that there are".to_owned()),
+        field: None,
+    }
+}
+
+/// Returns the rollout that goes on, or why there is none.
+fn going<'a>(state: &'a GroupState, what: &str) -> Result<&'a Rollout, ErrorBody> {
+    exists(state)?;
+    state.going().ok_or_else(|| {
+        let message = format!("could not {what}: no rollout of {} goes on", state.group);
+        conflict(message, format!("`towline skew {}` says what it runs", state.group))
+    })
+}
+
+/// Takes a group to a revision.
+///
+/// # Errors
+///
+/// A revision in quarantine, a rollout that goes on, or nothing to change.
+pub fn release(
+    state: &GroupState,
+    attendance: &Attendance,
+    request: &ReleaseRequest,
+    act: &Act,
+) -> Result<Draft, ErrorBody> {
+    let record = exists(state)?;
+    let (group, revision) = (&state.group, &request.revision);
+    if let Some(quarantined) =
+        record.value.quarantine.iter().find(|quarantined| quarantined.revision == *revision)
+    {
+        let message = format!(
+            "could not release {}: it is in quarantine: {}",
+            revision.short(),
+            quarantined.reason
+        );
+        let hint = format!(
+            "release the commit that mends it; or `towline quarantine lift {group} {}`",
+            revision.short()
+        );
+        return Err(conflict(message, hint));
+    }
+    let mut draft = Draft::new();
+    if let Some(rollout) = state.going() {
+        if rollout.state != State::Halted {
+            let to = rollout.revision().map_or("what was before", Revision::short);
+            let message = format!(
+                "could not release {}: the rollout of {group} to {to} (generation {}) is {}",
+                revision.short(),
+                rollout.order().generation,
+                rollout.state.as_str()
+            );
+            let hint = format!(
+                "`towline rollout watch {group}` until it ends, or `towline rollout abort {group}`"
+            );
+            return Err(conflict(message, hint));
+        }
+        let mut ended = rollout.clone();
+        ended.state = State::Replaced;
+        ended.ended = Some(act.at);
+        ended.note(act.at, act.because(&format!("replaced by a release of {}", revision.short())));
+        archive(state, &ended, &mut draft);
+    } else if state
+        .target
+        .as_ref()
+        .is_some_and(|kept| kept.value.target.revision.as_ref() == Some(revision))
+    {
+        let message = format!("{} is the target of {group} already", revision.short());
+        let hint = format!("`towline restart {group}` starts the app anew");
+        return Err(conflict(message, hint));
+    }
+    for instance in &request.without {
+        let presence = attendance.of(instance);
+        if state.member(instance).is_none() || presence == Presence::Here {
+            let what = if presence == Presence::Here { "polls" } else { "is not known" };
+            return Err(ErrorBody {
+                code: Code::Invalid,
+                message: format!("could not go on without {instance}: it {what}"),
+                hint: Some("--without is for instances that are silent".to_owned()),
+                field: Some("without".to_owned()),
+            });
+        }
+    }
+    if let Some(only) = &request.only
+        && !state.members().any(|member| only.has(&member.instance))
+    {
+        return Err(ErrorBody {
+            code: Code::Invalid,
+            message: format!("{:?} selects no instance of {group}", only.as_str()),
+            hint: Some(format!("`towline instances {group}` names them")),
+            field: Some("only".to_owned()),
+        });
+    }
+    let next = Next {
+        kind: Kind::Release,
+        revision: Some(revision.clone()),
+        not: None,
+        fallback: record.value.fallback(Some(revision)).cloned(),
+        restart: restart_of(state),
+        note: "release".to_owned(),
+        only: request.only.clone(),
+        without: request.without.iter().cloned().collect(),
+    };
+    begin(state, record, next, act, &mut draft);
+    Ok(draft)
+}
+
+fn restart_of(state: &GroupState) -> u64 {
+    state.target.as_ref().map_or(0, |kept| kept.value.target.restart)
+}
+
+/// The next generation that leads away from a revision: to `to`, or the newest group-proven one.
+fn back(state: &GroupState, record: &GroupRecord, to: Option<Revision>, restart: u64) -> Next {
+    let left = state.target.as_ref().map(|kept| &kept.value.target);
+    let current = left.and_then(|target| target.revision.clone());
+    let to = to.or_else(|| {
+        // What was fixed when the target was written, unless it was put into quarantine since.
+        let fixed = left.and_then(|target| target.fallback.clone());
+        fixed
+            .filter(|fixed| !record.is_quarantined(fixed))
+            .or_else(|| record.fallback(current.as_ref()).cloned())
+    });
+    let of = left.map_or(0, |target| target.order.generation);
+    // Not what is being left: nobody is to boot that.
+    let mut others = record.clone();
+    others.proven.retain(|proven| Some(proven) != current.as_ref());
+    Next {
+        kind: Kind::Rollback,
+        fallback: to.as_ref().and_then(|to| others.fallback(Some(to)).cloned()),
+        not: if to.is_none() { current } else { None },
+        revision: to,
+        restart,
+        note: format!("rollback of {of}"),
+        only: None,
+        without: state.going().map(|rollout| rollout.without.clone()).unwrap_or_default(),
+    }
+}
+
+/// Takes a group back, from whatever it is at.
+///
+/// # Errors
+///
+/// Nowhere to go back to, or a revision that is not group-proven.
+pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<Draft, ErrorBody> {
+    let record = exists(state)?;
+    let group = &state.group;
+    if let Some(to) = to {
+        if !record.value.is_proven(to) || record.value.is_quarantined(to) {
+            let message = format!(
+                "could not roll back to {}: no rollout of {group} to it has converged, or it is in \
+                 quarantine",
+                to.short()
+            );
+            let hint = format!("`towline release {group} {}` takes it batch by batch", to.short());
+            return Err(conflict(message, hint));
+        }
+        if state.target.as_ref().and_then(|kept| kept.value.target.revision.as_ref()) == Some(to) {
+            let message = format!("{} is the target of {group} already", to.short());
+            return Err(conflict(message, None));
+        }
+    }
+    if state.going().is_some() {
+        return abort_to(state, record, to.cloned(), act);
+    }
+    let next = back(state, &record.value, to.cloned(), restart_of(state));
+    if next.revision.is_none() {
+        let message = format!("could not roll back {group}: it has no other group-proven revision");
+        let hint = format!("`towline release {group} REV` takes it to any commit, batch by batch");
+        return Err(conflict(message, hint));
+    }
+    let mut draft = Draft::new();
+    begin(state, record, next, act, &mut draft);
+    Ok(draft)
+}
+
+/// Ends the rollout that goes on, and goes back.
+///
+/// # Errors
+///
+/// Where none goes on.
+pub fn abort(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
+    going(state, "abort")?;
+    abort_to(state, exists(state)?, None, act)
+}
+
+fn abort_to(
+    state: &GroupState,
+    record: &Kept<GroupRecord>,
+    to: Option<Revision>,
+    act: &Act,
+) -> Result<Draft, ErrorBody> {
+    let rollout = going(state, "abort")?;
+    let mut draft = Draft::new();
+    let mut ended = rollout.clone();
+    ended.state = State::Aborted;
+    ended.ended = Some(act.at);
+    ended.reason = act.because("aborted");
+    let reason = ended.reason.clone();
+    ended.note(act.at, reason);
+    archive(state, &ended, &mut draft);
+    let next = away(state, &record.value, rollout, to);
+    if next.revision.is_none() && next.not.is_none() {
+        let message = format!("could not abort: {} has nothing to go back to", state.group);
+        let hint = format!("`towline release {} REV` replaces it once it has halted", state.group);
+        return Err(conflict(message, hint));
+    }
+    begin(state, record, next, act, &mut draft);
+    Ok(draft)
+}
+
+/// Where a rollout that is ended before its time leads.
+fn away(state: &GroupState, record: &GroupRecord, rollout: &Rollout, to: Option<Revision>) -> Next {
+    if rollout.kind == Kind::Restart && to.is_none() {
+        // Whoever was not restarted stays as it is.
+        let target = &rollout.target;
+        return Next {
+            kind: Kind::Rollback,
+            revision: target.revision.clone(),
+            not: None,
+            fallback: target.fallback.clone(),
+            restart: target.restart.saturating_sub(1),
+            note: format!("end of the restart {}", target.order.generation),
+            only: None,
+            without: rollout.without.clone(),
+        };
+    }
+    back(state, record, to, restart_of(state))
+}
+
+/// Starts the app of a whole group anew, batch by batch.
+///
+/// # Errors
+///
+/// While a rollout goes on, or where there is no revision to restart.
+pub fn restart(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
+    let record = exists(state)?;
+    let group = &state.group;
+    if let Some(rollout) = state.going() {
+        let message = format!(
+            "could not restart {group}: its rollout (generation {}) is {}",
+            rollout.order().generation,
+            rollout.state.as_str()
+        );
+        let hint = format!("`towline rollout watch {group}` until it ends");
+        return Err(conflict(message, hint));
+    }
+    let target = state.target.as_ref().map(|kept| &kept.value.target);
+    let Some((target, revision)) =
+        target.and_then(|target| Some((target, target.revision.clone()?)))
+    else {
+        let message = format!("could not restart {group}: it has no revision to run");
+        return Err(conflict(message, format!("`towline release {group} REV` names one")));
+    };
+    let mut draft = Draft::new();
+    let next = Next {
+        kind: Kind::Restart,
+        revision: Some(revision),
+        not: None,
+        fallback: target.fallback.clone(),
+        restart: target.restart + 1,
+        note: "restart".to_owned(),
+        only: None,
+        without: BTreeSet::new(),
+    };
+    begin(state, record, next, act, &mut draft);
+    Ok(draft)
+}
+
+/// Writes the rollout as it is changed by `change`.
+fn alter(
+    state: &GroupState,
+    what: &str,
+    change: impl FnOnce(&mut Rollout) -> Result<(), ErrorBody>,
+) -> Result<Draft, ErrorBody> {
+    let rollout = going(state, what)?;
+    let mut next = rollout.clone();
+    change(&mut next)?;
+    let mut draft = Draft::new();
+    if next != *rollout {
+        draft.on(key::rollout(&state.group), state.rollout.as_ref());
+        draft.put(key::rollout(&state.group), &next);
+    }
+    Ok(draft)
+}
+
+/// Gives no more leave to swap until it is resumed. What is paused already stays so.
+///
+/// # Errors
+///
+/// Where no rollout goes on, or it has halted.
+pub fn pause(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
+    alter(state, "pause", |rollout| match rollout.state {
+        State::Paused => Ok(()),
+        State::Running => {
+            rollout.state = State::Paused;
+            rollout.reason = act.because("paused");
+            let reason = rollout.reason.clone();
+            rollout.note(act.at, reason);
+            Ok(())
+        }
+        _ => {
+            let group = &rollout.target.group;
+            let message = format!("the rollout of {group} stands already: {}", rollout.reason);
+            let hint = format!(
+                "`towline rollout resume {group}` goes on in spite of it, `towline rollout abort \
+                 {group}` goes back"
+            );
+            Err(conflict(message, hint))
+        }
+    })
+}
+
+/// Goes on, in spite of what halted it: failures so far count no more.
+///
+/// # Errors
+///
+/// Where no rollout goes on.
+pub fn resume(state: &GroupState, now: super::Now, act: &Act) -> Result<Draft, ErrorBody> {
+    alter(state, "resume", |rollout| {
+        if rollout.state == State::Running {
+            return Ok(());
+        }
+        if rollout.state == State::Halted {
+            for failed in rollout.failures.values_mut() {
+                failed.is_excused = true;
+            }
+        }
+        if rollout.only.is_some() && super::gate::is_done(rollout) {
+            // What was chosen first has it, and stands for the canary: the group's shares come next.
+            rollout.only = None;
+            for batch in &mut rollout.batches {
+                batch.share_index = 0;
+            }
+        }
+        rollout.state = State::Running;
+        rollout.progressed_ms = now.deadline_ms;
+        rollout.reason = act.because("resumed");
+        let reason = rollout.reason.clone();
+        rollout.note(act.at, reason);
+        Ok(())
+    })
+}
+
+/// Skips the rest of the open batch's bake time.
+///
+/// # Errors
+///
+/// Where no rollout goes on, or no batch is open.
+pub fn promote(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
+    alter(state, "promote", |rollout| {
+        let open = |batch: &&mut towline_protocol::rollout::Batch| {
+            batch.is_open() && batch.passed_ms.is_none()
+        };
+        let Some(batch) = rollout.batches.iter_mut().find(open) else {
+            let message = format!("no batch of {} is open", rollout.target.group);
+            return Err(conflict(message, None));
+        };
+        if !batch.is_promoted {
+            batch.is_promoted = true;
+            let text = act.because(&format!("{} promoted", batch.name));
+            rollout.note(act.at, text);
+        }
+        Ok(())
+    })
+}
+
+/// Lifts a quarantine.
+///
+/// # Errors
+///
+/// Where the revision is not in it.
+pub fn lift(state: &GroupState, revision: &Revision) -> Result<Draft, ErrorBody> {
+    let record = exists(state)?;
+    if !record.value.is_quarantined(revision) && record.value.unbootable.as_ref() != Some(revision)
+    {
+        return Err(ErrorBody {
+            code: Code::NotFound,
+            message: format!("{} is not in quarantine", revision.short()),
+            hint: Some(format!("`towline quarantine list {}`", state.group)),
+            field: None,
+        });
+    }
+    let mut next = record.value.clone();
+    next.quarantine.retain(|quarantined| quarantined.revision != *revision);
+    next.boot_failures.retain(|failure| failure.revision != *revision);
+    next.unbootable = next.unbootable.filter(|unbootable| unbootable != revision);
+    let mut draft = Draft::new();
+    draft.on(key::group(&state.group), Some(record));
+    draft.put(key::group(&state.group), &next);
+    Ok(draft)
+}
+
+/// What an instance is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToInstance {
+    /// To restart its app.
+    Restart,
+    /// To try again what was rejected, refused, or waits.
+    Retry,
+}
+
+/// Gives an order to one instance.
+///
+/// # Errors
+///
+/// Where it is not known.
+pub fn order(
+    state: &GroupState,
+    instance: &Instance,
+    order: ToInstance,
+) -> Result<Draft, ErrorBody> {
+    exists(state)?;
+    let Some(record) = state.member(instance) else {
+        return Err(unknown_instance(state, instance));
+    };
+    let mut next = record.clone();
+    match order {
+        ToInstance::Restart => next.orders.restart += 1,
+        ToInstance::Retry => next.orders.retry += 1,
+    }
+    let mut draft = Draft::new();
+    draft.on(key::instance(&state.group, instance), state.instances.get(instance));
+    draft.put(key::instance(&state.group, instance), &next);
+    Ok(draft)
+}
+
+/// Returns the refusal for an instance that is not in the group.
+#[must_use]
+pub fn unknown_instance(state: &GroupState, instance: &Instance) -> ErrorBody {
+    ErrorBody {
+        code: Code::NotFound,
+        message: format!("there is no instance {instance} in {}", state.group),
+        hint: Some(format!("`towline instances {}` names them", state.group)),
+        field: None,
+    }
+}
+
+/// Returns what to store for a decision of the engine; `None` where there is nothing.
+#[must_use]
+pub fn carry_out(state: &GroupState, decision: &Decision, act: &Act) -> Option<Draft> {
+    let record = state.record.as_ref()?;
+    let mut draft = Draft::new();
+    match decision {
+        Decision::Rest | Decision::Wait { .. } => return None,
+        Decision::Step(rollout) => {
+            // The target as well: a rollout that is not its target's decides nothing.
+            draft.on(key::target(&state.group), state.target.as_ref());
+            draft.on(key::rollout(&state.group), state.rollout.as_ref());
+            draft.put(key::rollout(&state.group), rollout);
+        }
+        Decision::Converge(rollout) => {
+            draft.on(key::target(&state.group), state.target.as_ref());
+            draft.on(key::rollout(&state.group), state.rollout.as_ref());
+            draft.on(key::group(&state.group), Some(record));
+            draft.put(key::rollout(&state.group), rollout);
+            archive(state, rollout, &mut draft);
+            if let Some(revision) = rollout.revision() {
+                let mut group = record.value.clone();
+                group.prove(revision);
+                draft.put(key::group(&state.group), &group);
+            }
+        }
+        Decision::Abort { rollout, quarantine } => {
+            let mut group = record.clone();
+            if let Some((revision, reason)) = quarantine
+                && !group.value.is_quarantined(revision)
+            {
+                let (revision, reason) = (revision.clone(), reason.clone());
+                group.value.quarantine.push(Quarantined { revision, since: act.at, reason });
+                draft.on(key::group(&state.group), Some(record));
+                draft.put(key::group(&state.group), &group.value);
+            }
+            archive(state, rollout, &mut draft);
+            let next = away(state, &group.value, rollout, None);
+            begin(state, &group, next, act, &mut draft);
+        }
+    }
+    Some(draft)
+}

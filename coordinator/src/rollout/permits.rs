@@ -1,0 +1,119 @@
+//! Leave to swap: asked for by a prepared agent, stored before it is answered, never closed by time.
+//!
+//! ```text
+//!   question ──► the target is its own, its batch is open, nothing is paused, budget is left
+//!                  ├─ yes ──► stored (compared with all of that), then answered
+//!                  └─ no  ──► a permit that was stored for an earlier question closes, unused
+//! ```
+//!
+//! Invariants
+//! - None is given to an instance that is healthy while as many are unavailable as may be.
+//! - An instance holds at most one. A question renounces all earlier ones, so a permit that is stored is
+//!   moved to the new question, and counts once.
+//! - Permits belong to the group: they survive every change of its target.
+//!
+//! PURE.
+
+use towline_protocol::fleet::Permit;
+use towline_protocol::ids::Instance;
+use towline_protocol::poll::{Duty, Question};
+
+use super::Now;
+use super::words::duty;
+use crate::fleet::{self, Attendance};
+use crate::records::{Draft, GroupState, key};
+
+/// The answer to a question, and what has to be stored before it is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leave {
+    /// The permit's id; `None`: no.
+    pub permit: Option<u64>,
+    /// Why not, in one line.
+    pub reason: Option<String>,
+    /// What to store first.
+    pub draft: Draft,
+}
+
+/// Answers a question for leave to swap.
+#[must_use]
+pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, now: Now) -> Leave {
+    let instance = &question.instance;
+    let stored = state.open.get(instance).map(|kept| &kept.value);
+    if stored.is_some_and(|permit| permit.seq > question.seq) {
+        // A late copy of a question that was renounced since.
+        return refuse(Draft::new(), "it was asked again since");
+    }
+    if let Some(reason) = obstacle(state, question) {
+        let mut draft = Draft::new();
+        close(state, instance, &mut draft);
+        return refuse(draft, reason);
+    }
+    let budget = fleet::budget(state, attendance);
+    let record = state.member(instance);
+    // What is unavailable already is counted already, and its swap costs nothing.
+    let costs = record.is_some_and(|record| !fleet::is_unavailable(record, attendance));
+    if stored.is_none() && costs && budget.used >= budget.max {
+        let reason = format!("{} of {} that may be unavailable are", budget.used, budget.max);
+        return refuse(Draft::new(), reason);
+    }
+    let mut draft = Draft::new();
+    draft.on(key::target(&state.group), state.target.as_ref());
+    draft.on(key::rollout(&state.group), state.rollout.as_ref());
+    draft.on(key::permits(&state.group), state.permits.as_ref());
+    let at = key::permit(&state.group, instance);
+    draft.on(at.clone(), state.open.get(instance));
+    let mut count = state.count();
+    let id = match stored {
+        Some(permit) => permit.id,
+        None => {
+            count.open += 1;
+            count.next += 1;
+            count.next
+        }
+    };
+    draft.put(key::permits(&state.group), &count);
+    let permit = Permit {
+        id,
+        instance: instance.clone(),
+        order: question.order,
+        seq: question.seq,
+        given: now.at,
+        given_ms: state.going().map(|_| now.deadline_ms),
+    };
+    draft.put(at, &permit);
+    Leave { permit: Some(id), reason: None, draft }
+}
+
+fn refuse(draft: Draft, reason: impl Into<String>) -> Leave {
+    Leave { permit: None, reason: Some(reason.into()), draft }
+}
+
+/// What stands against leave, budget aside.
+fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
+    if state.member(&question.instance).is_none() {
+        return Some("the instance is not known, or has left".to_owned());
+    }
+    if state.order() != question.order {
+        return Some(format!("the target has moved to {}", state.order()));
+    }
+    match (duty(state, &question.instance), state.going()) {
+        (Duty::Take, _) => None,
+        (_, Some(rollout)) if rollout.state != towline_protocol::rollout::State::Running => {
+            Some(format!("the rollout is {}", rollout.state.as_str()))
+        }
+        _ => Some("its batch is not open".to_owned()),
+    }
+}
+
+/// Closes an instance's permit, where it has one. Returns whether it had.
+pub fn close(state: &GroupState, instance: &Instance, draft: &mut Draft) -> bool {
+    let Some(permit) = state.open.get(instance) else { return false };
+    let at = key::permit(&state.group, instance);
+    draft.on(at.clone(), Some(permit));
+    draft.delete(at);
+    draft.on(key::permits(&state.group), state.permits.as_ref());
+    let mut count = state.count();
+    count.open = count.open.saturating_sub(1);
+    draft.put(key::permits(&state.group), &count);
+    true
+}

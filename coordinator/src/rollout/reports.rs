@@ -1,0 +1,198 @@
+//! What instances tell, taken up: joins, reports, goodbyes.
+//!
+//! A message with a number that is not higher than the last one's has been overtaken, and changes
+//! nothing; it is acknowledged all the same. A report closes its instance's permit when it shows that no
+//! swap is under way and that something good serves, or that the question was renounced.
+//!
+//! PURE.
+
+use towline_protocol::fleet::{
+    BootFailure, GroupRecord, InstanceRecord, Permit, Quarantined, VERSION,
+};
+use towline_protocol::ids::Instance;
+use towline_protocol::poll::{FailureLog, Message};
+use towline_protocol::report::{Health, Report};
+use towline_protocol::time::Timestamp;
+
+use super::permits::close;
+use crate::records::{Draft, GroupState, key};
+
+/// How many boot failures are remembered.
+const BOOT_FAILURES_MAX: usize = 64;
+
+/// A failure's log as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LogRecord {
+    /// When it was told.
+    pub at: Timestamp,
+    /// What was said.
+    pub log: FailureLog,
+}
+
+/// Returns a record for an instance that is heard of for the first time, or again after it had left.
+#[must_use]
+pub fn newcomer(
+    state: &GroupState,
+    instance: &Instance,
+    seq: u64,
+    at: Timestamp,
+) -> InstanceRecord {
+    InstanceRecord {
+        version: VERSION,
+        instance: instance.clone(),
+        group: state.group.clone(),
+        joined: at,
+        seen: at,
+        seq,
+        report: None,
+        reported: at,
+        since: at,
+        note: None,
+        orders: state.instances.get(instance).map(|kept| kept.value.orders).unwrap_or_default(),
+        gone: None,
+    }
+}
+
+/// Takes up a poll: whoever is not known joins; the time of the last sign of life is kept coarsely.
+///
+/// Returns `None` where nothing is to be stored.
+#[must_use]
+pub fn polled(
+    state: &GroupState,
+    instance: &Instance,
+    seq: u64,
+    at: Timestamp,
+    coarse: std::time::Duration,
+) -> Option<Draft> {
+    let kept = state.instances.get(instance);
+    let record = match kept.map(|kept| &kept.value) {
+        Some(record) if record.gone.is_some() && seq <= record.seq => return None,
+        Some(record) if record.gone.is_none() => {
+            if at.since(record.seen) < coarse && record.seen <= at {
+                return None;
+            }
+            InstanceRecord { seen: at, ..record.clone() }
+        }
+        // Not the poll's own number: a report that was sent before it still counts.
+        old => newcomer(state, instance, old.map_or(0, |old| old.seq), at),
+    };
+    let mut draft = Draft::new();
+    draft.on(key::instance(&state.group, instance), kept);
+    draft.put(key::instance(&state.group, instance), &record);
+    Some(draft)
+}
+
+/// Takes up a report. Returns `None` where it has been overtaken.
+#[must_use]
+pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Draft> {
+    let report = &message.report;
+    let instance = &report.instance;
+    let kept = state.instances.get(instance);
+    let old = kept.map(|kept| &kept.value);
+    if old.is_some_and(|old| message.seq <= old.seq) {
+        return None;
+    }
+    let mut record = match old {
+        Some(old) if old.gone.is_none() => old.clone(),
+        _ => newcomer(state, instance, 0, at),
+    };
+    // An age is measured on the instance, and added here: no two clocks are compared.
+    let reported = Timestamp(at.0.saturating_sub(message.age_ms));
+    let same = |old: &Report| {
+        (&old.serving, old.health, old.order) == (&report.serving, report.health, report.order)
+    };
+    if !record.report.as_ref().is_some_and(same) {
+        record.since = reported;
+    }
+    record.report = Some(report.clone());
+    record.reported = reported;
+    record.seq = message.seq;
+    record.seen = at;
+    record.note.clone_from(&message.note);
+    let mut draft = Draft::new();
+    draft.on(key::instance(&state.group, instance), kept);
+    draft.put(key::instance(&state.group, instance), &record);
+    let permit = state.open.get(instance).map(|kept| &kept.value);
+    if permit.is_some_and(|permit| is_over(permit, message)) {
+        close(state, instance, &mut draft);
+    }
+    if let Some(log) = &message.log {
+        let log = LogRecord { at, log: log.clone() };
+        draft.put(key::log(&state.group, instance), &log);
+    }
+    if let Some(group) = boot_failed(state, report, at) {
+        draft.on(key::group(&state.group), state.record.as_ref());
+        draft.put(key::group(&state.group), &group);
+    }
+    Some(draft)
+}
+
+/// Does this report show that a permit's swap is over, or will never be?
+fn is_over(permit: &Permit, message: &Message) -> bool {
+    let report = &message.report;
+    let is_renounced = permit.seq <= report.renounced;
+    let is_later = message.seq > permit.seq;
+    let is_good = report.health == Health::Healthy && (report.proven || report.adopted);
+    is_renounced || (is_later && !report.uses_permit && is_good)
+}
+
+/// A newborn failed on what it was to boot: once several have, the group's newborns get something else.
+fn boot_failed(state: &GroupState, report: &Report, at: Timestamp) -> Option<GroupRecord> {
+    let record = state.record.as_ref().map(|kept| &kept.value)?;
+    let failure = report.failure.as_ref()?;
+    let revision = &failure.revision;
+    let is_target = state.target.as_ref()?.value.target.revision.as_ref() == Some(revision);
+    let is_known = record
+        .boot_failures
+        .iter()
+        .any(|known| known.instance == report.instance && known.revision == *revision);
+    if !report.newborn || failure.cause.is_before_swap() || !is_target || is_known {
+        return None;
+    }
+    let mut next = record.clone();
+    let window = std::time::Duration::from_secs(next.policy.boot_quarantine.window_s);
+    next.boot_failures.retain(|known| at.since(known.at) <= window);
+    let instance = report.instance.clone();
+    next.boot_failures.push(BootFailure { instance, revision: revision.clone(), at });
+    let surplus = next.boot_failures.len().saturating_sub(BOOT_FAILURES_MAX);
+    next.boot_failures.drain(..surplus);
+    let failed = next.boot_failures.iter().filter(|known| known.revision == *revision).count();
+    if failed >= next.policy.boot_quarantine.instances as usize {
+        if next.is_proven(revision) {
+            // Good on all others: newborns are spared it, and nobody else.
+            next.unbootable = Some(revision.clone());
+        } else if !next.is_quarantined(revision) {
+            let reason = format!("{failed} newborns failed on it: {}", failure.detail);
+            next.quarantine.push(Quarantined { revision: revision.clone(), since: at, reason });
+        }
+    }
+    Some(next)
+}
+
+/// An instance has left: by its goodbye, by an operator's word. Returns `None` where it was not there, or
+/// the message has been overtaken.
+#[must_use]
+pub fn left(
+    state: &GroupState,
+    instance: &Instance,
+    seq: Option<u64>,
+    at: Timestamp,
+) -> Option<Draft> {
+    let kept = state.instances.get(instance)?;
+    if kept.value.gone.is_some() || seq.is_some_and(|seq| seq <= kept.value.seq) {
+        return None;
+    }
+    let record = InstanceRecord {
+        gone: Some(at),
+        seq: seq.unwrap_or(kept.value.seq),
+        report: None,
+        note: None,
+        ..kept.value.clone()
+    };
+    let mut draft = Draft::new();
+    draft.on(key::instance(&state.group, instance), Some(kept));
+    draft.put(key::instance(&state.group, instance), &record);
+    draft.delete(key::log(&state.group, instance));
+    close(state, instance, &mut draft);
+    Some(draft)
+}
