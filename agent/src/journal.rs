@@ -147,8 +147,10 @@ mod tests {
             version: 1,
             group: "web".parse().unwrap(),
             order: Order { epoch: 1, generation: 7 },
-            revision: revision('a'),
+            revision: Some(revision('a')),
+            not: None,
             fallback: None,
+            quarantine: Vec::new(),
             restart: 3,
         });
         journal.restart = 3;

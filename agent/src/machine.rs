@@ -381,9 +381,9 @@ impl Machine {
         if let Some(seen) = &self.journal.target {
             if target.order < seen.order {
                 self.objection = Some(format!(
-                    "the source names {} ({}), and {} was seen before: a lower one is refused",
+                    "the source names {}{}, and {} was seen before: a lower one is refused",
                     target.order,
-                    target.revision.short(),
+                    target.revision.as_ref().map_or(String::new(), |r| format!(" ({})", r.short())),
                     seen.order
                 ));
                 return self.without_word(effects);
@@ -400,7 +400,7 @@ impl Machine {
         self.objection = None;
         let is_news = self.journal.target.as_ref() != Some(&target);
         if is_news {
-            let own = |t: &Target| (t.revision.clone(), t.restart);
+            let own = |t: &Target| (t.revision.clone(), t.not.clone(), t.restart);
             let is_other = self.journal.target.as_ref().map(own) != Some(own(&target));
             // What is counted before an instance first hears of its group was not meant for it.
             if self.journal.target.is_none() {
@@ -526,6 +526,22 @@ impl Machine {
         }
     }
 
+    /// The revision that the newest target asks this instance to serve; `None` where it asks for nothing
+    /// that could be had.
+    fn wanted(&self) -> Option<Revision> {
+        let target = self.journal.target.as_ref()?;
+        let Some(not) = &target.not else { return target.revision.clone() };
+        if !self.serves(not) {
+            return self.live.revision.clone().filter(|_| self.live.is_running);
+        }
+        let may_serve = |revision: &&Revision| {
+            !self.serves(revision)
+                && self.releases.contains(revision)
+                && self.journal.rejection(target.order, revision).is_none()
+        };
+        self.journal.proven.iter().rev().find(may_serve).cloned()
+    }
+
     /// Looks at what the newest target asks for, with nothing under way.
     fn consider(&mut self, effects: &mut Vec<Effect>) {
         if let Some(swap) = self.journal.swap.clone().filter(|swap| !self.has_better(swap)) {
@@ -533,7 +549,13 @@ impl Machine {
             return self.restore(swap, How::Restart, 1, effects);
         }
         let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
-        let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
+        let Some(revision) = self.wanted() else {
+            self.degraded = target.not.filter(|not| self.serves(not)).map(|not| {
+                format!("{} must not serve, and nothing else is proven here", not.short())
+            });
+            return self.rest(effects);
+        };
+        let aim = Aim { revision, order: target.order, restart: target.restart };
         let rejection = self.journal.rejection(aim.order, &aim.revision);
         if let Some(detail) = rejection {
             self.degraded = Some(format!("{} was rejected: {detail}", aim.revision.short()));
@@ -590,7 +612,7 @@ impl Machine {
         };
         keep.extend(self.journal.proven.iter().rev().find(other).cloned());
         if let Some(target) = &self.journal.target {
-            keep.insert(target.revision.clone());
+            keep.extend(target.revision.clone());
             keep.extend(target.fallback.clone());
         }
         if let Some(swap) = &self.journal.swap {

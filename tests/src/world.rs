@@ -342,8 +342,10 @@ impl World {
             version: 1,
             group: policy().group,
             order: Order { epoch: 1, generation: last.0 + 1 },
-            revision,
+            revision: Some(revision),
+            not: None,
             fallback,
+            quarantine: Vec::new(),
             restart: last.1 + more,
         });
     }

@@ -54,7 +54,7 @@ impl Machine {
     ) {
         let revision = aim.revision.clone();
         let said = format!("{} could not be prepared: {detail}", revision.short());
-        self.failure = Some(Failure { revision, cause, detail, attempt });
+        self.failure = Some(Failure { order: Some(aim.order), revision, cause, detail, attempt });
         if self.ladder.is_some() {
             return self.rung_failed(aim, attempt, cause, said, effects);
         }

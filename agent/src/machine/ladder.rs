@@ -135,14 +135,15 @@ impl Machine {
                     let why = self.objection.as_deref().unwrap_or("the source has not answered");
                     return Err(format!("there is no target: {why}"));
                 };
-                if tried.contains(&target.revision) {
+                let Some(revision) = &target.revision else { return Ok(None) };
+                if tried.contains(revision) {
                     // Found unfinished, and failed: the reason stands already.
                     return Ok(None);
                 }
-                if let Some(detail) = self.journal.rejection(target.order, &target.revision) {
-                    return Err(format!("{} was rejected: {detail}", target.revision.short()));
+                if let Some(detail) = self.journal.rejection(target.order, revision) {
+                    return Err(format!("{} was rejected: {detail}", revision.short()));
                 }
-                Some(target.revision.clone())
+                Some(revision.clone())
             }
             Rung::Fallback => {
                 target.and_then(|target| target.fallback.as_ref()).filter(is_new).cloned()

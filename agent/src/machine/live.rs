@@ -164,10 +164,9 @@ impl Machine {
         let said = format!("{} could not be taken up again: {detail}", swap.to.short());
         self.degraded = Some(said);
         self.live.health = None;
-        let revision = swap.to.clone();
         self.falls = self.falls.saturating_add(1);
         let attempt = self.falls;
-        self.failure = Some(Failure { revision, cause: Cause::Host, detail, attempt });
+        self.failure = Some(failure(&swap, swap.to.clone(), Cause::Host, detail, attempt));
         self.wait(Retry::Resume(swap, how), attempt, effects);
     }
 
@@ -188,18 +187,15 @@ impl Machine {
     fn serve_on(&mut self, effects: &mut Vec<Effect>) {
         let is_boot = self.ladder.is_some();
         self.step_off();
-        let target = self.journal.target.clone();
-        let Some(target) = target.filter(|target| is_boot && !self.serves(&target.revision)) else {
-            return self.consider(effects);
-        };
-        if self.journal.rejection(target.order, &target.revision).is_some() {
+        let wanted = self.wanted().filter(|wanted| is_boot && !self.serves(wanted));
+        let Some(revision) = wanted else { return self.consider(effects) };
+        if self.journal.rejection(self.order(), &revision).is_some() {
             return self.rest(effects);
         }
         // On a lower rung. What just failed needs a moment before it is tried again; what was good here
         // and did not boot needs more, since that took nothing of what serves now.
-        let did_not_boot =
-            self.journal.is_proven(&target.revision) && self.releases.contains(&target.revision);
-        let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
+        let did_not_boot = self.journal.is_proven(&revision) && self.releases.contains(&revision);
+        let aim = Aim { revision, order: self.order(), restart: self.restart_wanted() };
         if did_not_boot {
             let until = self.now + self.policy.backoff_max;
             return self.wait_until(Retry::Prepare(aim), 1, until, effects);
@@ -214,9 +210,8 @@ impl Machine {
         detail: String,
         effects: &mut Vec<Effect>,
     ) {
-        let revision = swap.to.clone();
-        let said = format!("{} failed once it was live: {detail}", revision.short());
-        self.failure = Some(Failure { revision, cause, detail: detail.clone(), attempt: 1 });
+        let said = format!("{} failed once it was live: {detail}", swap.to.short());
+        self.failure = Some(failure(&swap, swap.to.clone(), cause, detail.clone(), 1));
         self.live.health = Some(Health::Unhealthy);
         let is_restart = swap.from.as_ref() == Some(&swap.to);
         // A boot of what was good here before has failed by what is around it, as far as is known.
@@ -250,7 +245,11 @@ impl Machine {
     /// Was the swap to what a target asked for, and not to a lower rung of the ladder?
     fn is_assigned(&self, swap: &Swap) -> bool {
         match &self.journal.target {
-            Some(target) if target.order == swap.order => target.revision == swap.to,
+            Some(target) if target.order == swap.order => match &target.revision {
+                Some(revision) => *revision == swap.to,
+                // What goes back because it must not serve goes to what its own disk has.
+                None => swap.from.is_some(),
+            },
             _ => true,
         }
     }
@@ -318,7 +317,7 @@ impl Machine {
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
                 self.falls = self.falls.saturating_add(1);
                 let attempt = self.falls;
-                self.failure = Some(Failure { revision: to, cause: Cause::Host, detail, attempt });
+                self.failure = Some(failure(&swap, to, Cause::Host, detail, attempt));
                 if self.has_better(&swap) {
                     return self.consider(effects);
                 }
@@ -327,8 +326,7 @@ impl Machine {
             (_, Outcome::Failed(_, detail)) => {
                 self.live.health = Some(Health::Unhealthy);
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
-                self.failure =
-                    Some(Failure { revision: to, cause: Cause::Restore, detail, attempt });
+                self.failure = Some(failure(&swap, to, Cause::Restore, detail, attempt));
                 self.falls = self.falls.saturating_add(1);
                 self.restores = self.restores.saturating_add(1);
                 if self.restores >= RESTORES_MAX && self.has_other(&swap) {
@@ -358,12 +356,21 @@ impl Machine {
 
     /// Is there a newer target than the one whose failure could not be undone?
     pub(super) fn has_better(&self, swap: &Swap) -> bool {
-        let Some(target) = &self.journal.target else { return false };
-        target.order > swap.order
-            && swap.from.as_ref() != Some(&target.revision)
-            && self.journal.rejection(target.order, &target.revision).is_none()
-            && !self.is_refused(&target.revision)
+        let order = self.order();
+        // One that names no revision is satisfied by what served before, or by the ladder.
+        let target = self.journal.target.as_ref().and_then(|target| target.revision.as_ref());
+        target.is_some_and(|target| {
+            order > swap.order
+                && swap.from.as_ref() != Some(target)
+                && self.journal.rejection(order, target).is_none()
+                && !self.is_refused(target)
+        })
     }
+}
+
+/// What went wrong with a release, for the target that a swap serves.
+fn failure(swap: &Swap, revision: Revision, cause: Cause, detail: String, attempt: u32) -> Failure {
+    Failure { order: Some(swap.order), revision, cause, detail, attempt }
 }
 
 /// Says of a swap that the last run left what there is to say.

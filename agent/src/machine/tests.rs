@@ -45,8 +45,10 @@ fn target(words: &[&str]) -> Target {
         version: 1,
         group: "web".parse().unwrap(),
         order: order(words[0]),
-        revision: revision(words[1]),
+        revision: (words[1] != "not").then(|| revision(words[1])),
+        not: option("not").map(revision),
         fallback: option("fallback").map(revision),
+        quarantine: option("quarantine").map(revision).into_iter().collect(),
         restart: option("restart").map_or(0, |count| count.parse().unwrap()),
     }
 }
@@ -98,7 +100,7 @@ impl Play {
                     let target = target(&[&[rest[0], to], &rest[2..]].concat());
                     journal.swap = Some(Swap {
                         order: target.order,
-                        to: target.revision,
+                        to: target.revision.unwrap(),
                         from: (!from.is_empty()).then(|| revision(from)),
                         failed: None,
                         restart: target.restart,

@@ -34,8 +34,11 @@ impl Machine {
     #[must_use]
     pub fn is_converged(&self) -> bool {
         let target = self.journal.target.as_ref();
-        target.is_some_and(|target| self.serves(&target.revision))
-            && self.live.health == Some(Health::Healthy)
+        target.is_some_and(|target| match (&target.revision, &target.not) {
+            (Some(revision), _) => self.serves(revision),
+            (None, Some(not)) => self.serving().is_some() && !self.serves(not),
+            (None, None) => false,
+        }) && self.live.health == Some(Health::Healthy)
             && self.objection.is_none()
             && matches!(self.state, State::Idle | State::Stocking { .. })
     }
@@ -55,7 +58,7 @@ impl Machine {
             instance: self.journal.instance.clone(),
             group: self.policy.group.clone(),
             order: self.journal.target.as_ref().map(|target| target.order),
-            target: self.journal.target.as_ref().map(|target| target.revision.clone()),
+            target: self.journal.target.as_ref().and_then(|target| target.revision.clone()),
             phase: self.phase(),
             serving: self.live.revision.clone().filter(|_| self.live.is_running),
             alike: self.alike.clone(),
@@ -64,6 +67,14 @@ impl Machine {
             degraded: self.degraded.clone().or_else(|| self.live.trouble.clone()),
             objection: self.objection.clone(),
             failure: self.failure.clone(),
+            proven: self.serving().is_some_and(|revision| self.journal.is_proven(revision)),
+            adopted: false,
+            newborn: self.journal.proven.is_empty(),
+            rejected: false,
+            restart: self.journal.restart,
+            uses_permit: self.journal.swap.is_some(),
+            renounced: 0,
+            orders: report::Orders::default(),
         }
     }
 

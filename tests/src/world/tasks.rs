@@ -14,8 +14,9 @@ impl World {
         match &task {
             Task::Prepare { revision, .. } => {
                 let target = self.machine.journal().target.as_ref();
-                self.prepares +=
-                    usize::from(target.is_some_and(|target| target.revision == *revision));
+                self.prepares += usize::from(
+                    target.is_some_and(|target| target.revision.as_ref() == Some(revision)),
+                );
                 let may_hang = self.has_faults && !self.releases.contains(revision);
                 let hangs = may_hang && self.random.one_in(8);
                 self.hangs = hangs.then(|| self.now + PREPARE_DEADLINE);
