@@ -69,13 +69,30 @@ impl Machine {
             failure: self.failure.clone(),
             proven: self.serving().is_some_and(|revision| self.journal.is_proven(revision)),
             adopted: false,
-            newborn: self.journal.proven.is_empty(),
-            rejected: false,
+            newborn: self.is_newborn(),
+            rejected: self.has_rejected(),
             restart: self.journal.restart,
-            uses_permit: self.journal.swap.is_some(),
-            renounced: 0,
-            orders: report::Orders::default(),
+            uses_permit: self.uses_permit(),
+            renounced: self.renounced,
+            orders: self.journal.orders,
+            prepared: self.wanted().is_some_and(|wanted| self.releases.contains(&wanted)),
         }
+    }
+
+    /// Has what the newest target asks for failed here after its swap?
+    fn has_rejected(&self) -> bool {
+        let Some(target) = &self.journal.target else { return false };
+        self.journal.rejected.iter().any(|rejected| {
+            let is_it = |revision: &Revision| *revision == rejected.revision;
+            rejected.order == target.order && target.revision.as_ref().is_none_or(is_it)
+        })
+    }
+
+    /// May a permit be in use? Until something proven is healthy again, a swap's outcome is open.
+    fn uses_permit(&self) -> bool {
+        matches!(self.state, State::Asking { .. })
+            || self.journal.swap.is_some()
+            || self.journal.leave.is_some()
     }
 
     fn phase(&self) -> Phase {
@@ -85,6 +102,8 @@ impl Machine {
             State::Checking { .. } if self.ladder.is_some() => Phase::Waiting,
             State::Idle | State::Stocking { .. } | State::Checking { .. } => Phase::Idle,
             State::Preparing { .. } => Phase::Preparing,
+            // It has asked, and will again.
+            State::Waiting { retry: Retry::Ask { .. }, .. } => Phase::Asking,
             State::Waiting { .. } => Phase::Waiting,
             State::Asking { .. } => Phase::Asking,
             State::Journalling { .. } | State::Live { step: Step::Activate, .. } => {
