@@ -12,12 +12,15 @@
 
 pub mod board;
 pub mod config;
+pub mod desk;
+pub mod driver;
 pub mod error;
 pub mod failpoint;
 pub mod fleet;
 pub mod hub;
 pub mod records;
 pub mod rollout;
+
 pub mod server;
 pub mod store;
 pub mod tls;

@@ -263,7 +263,7 @@ impl Coordinator {
     }
 
     /// Waits until the newest rollout is as wanted.
-    pub fn await_rollout(&self, what: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+    pub fn await_rollout(&self, what: &str, mut is_wanted: impl FnMut(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let found = wait(|| {
             last = self.rollout();
@@ -346,6 +346,11 @@ impl Cluster {
 
     /// Commits the app with another behaviour.
     pub fn commit(&mut self, behaviour: &Value) -> String {
+        self.commit_as(behaviour, "A change")
+    }
+
+    /// Likewise, with a subject.
+    pub fn commit_as(&mut self, behaviour: &Value, subject: &str) -> String {
         let number = self.tip.as_deref().unwrap_or("the first").to_owned();
         let mut files = app::files(Kind::Plain, 0);
         for (path, content, _) in &mut files {
@@ -365,7 +370,7 @@ impl Cluster {
         }
         files.push(("bin/probe".to_owned(), PROBE.as_bytes().to_vec(), true));
         files.push(("parent.txt".to_owned(), number.into_bytes(), false));
-        let id = self.repo.commit(self.tip.as_deref(), &files);
+        let id = self.repo.commit_as(self.tip.as_deref(), &files, subject);
         self.tip = Some(id.clone());
         id
     }

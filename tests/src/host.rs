@@ -193,6 +193,28 @@ impl Host {
         (output.status.code().unwrap_or(-1), log)
     }
 
+    /// Bakes a revision into it, as into an image: another instance has applied it once, from a file, and
+    /// nothing runs.
+    pub fn bake(&mut self, revision: &str) {
+        let own = self.config.clone();
+        let source =
+            |line: &&str| !line.starts_with("coordinators") && !line.starts_with("instance");
+        let rest: Vec<&str> = own.lines().filter(source).collect();
+        let rest = rest.join("\n");
+        let source = format!("instance = \"i-image\"\n{}", rest.replacen(
+            "[git]",
+            &format!("[source]\nfile = {:?}\n[git]", self.target_file()),
+            1,
+        ));
+        fs::write(self.config_file(), source).expect("it is ours");
+        // Below whatever a store has begun since.
+        self.target(revision);
+        let (code, log) = self.once();
+        assert_eq!(code, 0, "{log}");
+        self.kill_app();
+        fs::write(self.config_file(), &own).expect("it is ours");
+    }
+
     /// Starts the agent; its log is appended to.
     pub fn run(&mut self) {
         assert!(self.agent.is_none(), "one agent at a time");
