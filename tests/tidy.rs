@@ -28,7 +28,7 @@ const IMPURE: &[&str] = &[
 /// Where a library is at home; its types stay there.
 const HOMES: &[(&str, &[&str])] = &[
     ("git2::", &["agent/src/git"]),
-    ("reqwest::", &["agent/src/git", "agent/src/health.rs"]),
+    ("reqwest::", &["agent/src/git", "agent/src/health.rs", "agent/src/source/coordinator"]),
     (" nix::", &["agent/src/process", "agent/src/manager", "agent/src/release"]),
     (
         "rustix::",
