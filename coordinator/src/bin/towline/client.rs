@@ -43,6 +43,8 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
     /// How long to wait before each further attempt.
     pub(crate) waits: Vec<Duration>,
+    /// How long to wait before a stream that broke is asked for again: at first, and at most.
+    pub(crate) stream_waits: (Duration, Duration),
     /// The largest answer, in bytes.
     pub(crate) body_bytes_max: usize,
     /// The largest event of a stream, in bytes.
@@ -57,6 +59,7 @@ impl Default for Limits {
             idle: Duration::from_secs(75),
             // Long enough for a coordinator that is started again.
             waits: [200, 600, 1_500].map(Duration::from_millis).to_vec(),
+            stream_waits: (Duration::from_millis(300), Duration::from_secs(10)),
             body_bytes_max: 16 << 20,
             event_bytes_max: 4 << 20,
         }
@@ -104,6 +107,16 @@ impl Client {
             authorization,
             limits,
         })
+    }
+
+    /// Returns whom it talks to.
+    pub(crate) fn address(&self) -> &Url {
+        &self.address
+    }
+
+    /// Returns how long to wait before a stream that broke is asked for again: at first, and at most.
+    pub(crate) fn stream_waits(&self) -> (Duration, Duration) {
+        self.limits.stream_waits
     }
 
     /// Reads something.
@@ -323,4 +336,4 @@ pub(crate) fn jittered(wait: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

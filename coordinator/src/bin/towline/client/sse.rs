@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn events_are_found_whatever_the_pieces() {
-        let cases: &[(&str, &str, &[(&str, &str)])] = &[
+        type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+        let cases: &[Case<'_>] = &[
             ("one", "event: rollout\ndata: {}\n\n", &[("rollout", "{}")]),
             (
                 "lines end in three ways",

@@ -84,16 +84,19 @@ async fn read_request(socket: &mut tokio::net::TcpStream) -> String {
     }
 }
 
-fn limits() -> Limits {
+/// Limits under which nothing waits.
+pub(crate) fn limits() -> Limits {
     Limits {
         waits: vec![Duration::ZERO; 2],
+        stream_waits: (Duration::ZERO, Duration::ZERO),
         body_bytes_max: 10_000,
-        event_bytes_max: 1_000,
+        event_bytes_max: 10_000,
         ..Limits::default()
     }
 }
 
-fn client(address: Url) -> Client {
+/// Makes a client of a server on loopback.
+pub(crate) fn client(address: Url) -> Client {
     // Another test of this process may have installed it.
     drop(rustls::crypto::ring::default_provider().install_default());
     let token = Token::parse("tlo_secret");
@@ -272,7 +275,7 @@ async fn a_stream_is_read_event_by_event() {
         panic!("it is refused");
     };
     assert!(error.hint().unwrap().contains("--token-file"));
-    let endless = format!("data: {}\n\n", "x".repeat(2_000));
+    let endless = format!("data: {}\n\n", "x".repeat(20_000));
     let stream = answer("200 OK", "content-type: text/event-stream\r\n", &endless);
     let server = Server::start(vec![stream]).await;
     let mut events = server.client().watch(&["x"]).await.unwrap();
