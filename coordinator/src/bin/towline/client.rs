@@ -109,11 +109,6 @@ impl Client {
         })
     }
 
-    /// Returns whom it talks to.
-    pub(crate) fn address(&self) -> &Url {
-        &self.address
-    }
-
     /// Returns how long to wait before a stream that broke is asked for again: at first, and at most.
     pub(crate) fn stream_waits(&self) -> (Duration, Duration) {
         self.limits.stream_waits

@@ -27,7 +27,7 @@ struct Script {
     rollouts: BTreeMap<u64, RolloutView>,
     /// The generation of the one that goes on.
     current: u64,
-    /// Streams, one for each time that one is asked for; none: the coordinator is away.
+    /// Streams, one for each time that one is asked for; an empty one: it is not ready then.
     streams: VecDeque<Vec<RolloutView>>,
     heard: Vec<String>,
 }
@@ -60,7 +60,7 @@ async fn answer(State(script): State<Shared>, request: Request) -> Response {
 }
 
 fn stream(script: &mut Script) -> Response {
-    let Some(views) = script.streams.pop_front() else {
+    let Some(views) = script.streams.pop_front().filter(|views| !views.is_empty()) else {
         let busy = json!({"error": {"code": "unavailable", "message": "starting"}});
         let answer = Response::builder().status(503);
         return answer.body(Body::from(busy.to_string())).unwrap();
@@ -269,7 +269,7 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
     let path = "GET /v1/groups/web/instances/i-0a17/logs".to_owned();
     script.answers.insert(path, (200, log()));
     script.rollouts.insert(119, RolloutView { state: Stands::Running, ..back.clone() });
-    script.streams = vec![vec![sample::rollout()], vec![failed, back]].into();
+    script.streams = vec![vec![sample::rollout()], vec![], vec![failed, back]].into();
     let outcome = run(script, "release web 4f2c --watch").await;
     assert_eq!(outcome.exit, Exit::Stopped, "{outcome:?}");
     let expected = [
@@ -292,7 +292,19 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
     assert_eq!(told, expected);
     let expected = "the coordinator is away; asking again until it is back\n\
                     the coordinator is back\n";
-    assert_eq!(outcome.beside, expected, "one stream ended before the rollout did");
+    assert_eq!(outcome.beside, expected, "between two streams");
+}
+
+#[tokio::test]
+async fn what_is_older_than_what_is_watched_ends_nothing() {
+    let mut script = script();
+    let mut older = ended(Stands::Converged);
+    older.order.generation = 117;
+    script.streams = vec![vec![older, ended(Stands::Halted)]].into();
+    let outcome = run(script, "rollout watch web").await;
+    assert_eq!(outcome.exit, Exit::Stopped, "{outcome:?}");
+    assert!(!outcome.out.contains("converged"), "{}", outcome.out);
+    assert_eq!(outcome.beside, "", "nobody was away");
 }
 
 #[tokio::test]

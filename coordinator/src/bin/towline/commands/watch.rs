@@ -37,6 +37,7 @@ pub(crate) async fn follow(context: &Context<'_>, begun: RolloutView) -> Ended {
         story: Story::default(),
         now: begun.clone(),
         failed: None,
+        attempts: 0,
     };
     let ended = tokio::select! {
         ended = watch.run(begun) => ended,
@@ -66,6 +67,8 @@ struct Watch<'a> {
     now: RolloutView,
     /// The one that was watched before it was aborted.
     failed: Option<RolloutView>,
+    /// How often in a row nobody has answered.
+    attempts: u32,
 }
 
 impl Watch<'_> {
@@ -77,40 +80,37 @@ impl Watch<'_> {
         if let Some(exit) = self.see(begun).await? {
             return Ok(Some(exit));
         }
-        let mut attempts = 0;
         let (wait_min, wait_max) = self.context.client.stream_waits();
         let mut wait = wait_min;
         loop {
-            let ended = self.listen(&mut attempts).await;
-            let error = match ended {
+            match self.listen().await {
                 Ok(Some(exit)) => return Ok(Some(exit)),
-                Ok(None) => None,
-                Err(CommandError::Client(error)) if error.is_temporary() => Some(error),
+                // A stream may end, as when a coordinator is started again: the next one goes on.
+                Ok(None) => {}
+                Err(CommandError::Client(error)) if error.is_temporary() => {
+                    self.note_away(error)?;
+                }
                 Err(error) => return Err(error),
-            };
-            if attempts == 0 {
-                wait = wait_min;
-                self.context
-                    .screen
-                    .remark("the coordinator is away; asking again until it is back");
             }
-            attempts += 1;
-            if attempts > ATTEMPTS_MAX {
-                let away = ClientError::TimedOut { address: self.context.client.address().clone() };
-                return Err(error.unwrap_or(away).into());
+            // It was there until now.
+            if self.attempts <= 1 {
+                wait = wait_min;
             }
             tokio::time::sleep(jittered(wait)).await;
             wait = (wait * 2).min(wait_max);
         }
     }
 
-    /// Follows one stream to its end. `attempts` is cleared as soon as it is there.
-    async fn listen(&mut self, attempts: &mut u32) -> Result<Option<Exit>, CommandError> {
+    /// Follows one stream to its end.
+    async fn listen(&mut self) -> Result<Option<Exit>, CommandError> {
         let path = ["groups", self.group.as_str(), "rollout", "watch"];
         let mut events: Events = self.context.client.watch(&path).await?;
         // Whatever happened before the stream began is not in it.
         let view = rollouts::read(self.context, &self.group, None).await?;
-        if let Some(exit) = self.hear(view, attempts).await? {
+        if std::mem::take(&mut self.attempts) > 0 {
+            self.context.screen.remark("the coordinator is back");
+        }
+        if let Some(exit) = self.see(view).await? {
             return Ok(Some(exit));
         }
         while let Some(event) = events.next().await? {
@@ -119,22 +119,20 @@ impl Watch<'_> {
             }
             let view: RolloutView =
                 serde_json::from_str(&event.data).map_err(ClientError::Malformed)?;
-            if let Some(exit) = self.hear(view, attempts).await? {
+            if let Some(exit) = self.see(view).await? {
                 return Ok(Some(exit));
             }
         }
         Ok(None)
     }
 
-    async fn hear(
-        &mut self,
-        view: RolloutView,
-        attempts: &mut u32,
-    ) -> Result<Option<Exit>, CommandError> {
-        if std::mem::take(attempts) > 0 {
-            self.context.screen.remark("the coordinator is back");
+    /// Says once that nobody answers; gives up when that has lasted.
+    fn note_away(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if self.attempts == 0 {
+            self.context.screen.remark("the coordinator is away; asking again until it is back");
         }
-        self.see(view).await
+        self.attempts += 1;
+        if self.attempts > ATTEMPTS_MAX { Err(error) } else { Ok(()) }
     }
 
     /// Takes a view up. Returns how the watch ends, where it ends by it.
