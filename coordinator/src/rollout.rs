@@ -352,3 +352,6 @@ fn wait(
     let within = [within, left, due].into_iter().flatten().min();
     Decision::Wait { within, reason }
 }
+
+#[cfg(test)]
+mod tests;

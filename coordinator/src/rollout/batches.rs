@@ -7,12 +7,14 @@
 //! PURE.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use towline_protocol::fleet::InstanceRecord;
 use towline_protocol::ids::Instance;
 use towline_protocol::policy::Share;
 use towline_protocol::rollout::{Batch, Kind, Rollout};
 
+use super::gate;
 use crate::fleet::{self, Attendance, Presence};
 use crate::records::GroupState;
 
@@ -171,6 +173,44 @@ fn place(instance: &Instance, rollout: &Rollout) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |number: u64, byte| {
         (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+/// A batch as it would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// What it would be called.
+    pub name: String,
+    /// Who would be in it.
+    pub members: BTreeSet<Instance>,
+    /// How long it would bake.
+    pub bake: Duration,
+}
+
+/// Returns the batches that a rollout has still to offer, with the members they would have if each were
+/// opened now and passed: whoever is silent would be set aside, and is in none.
+///
+/// Of a rollout that is only proposed (see [`super::operations::propose`]) these are all. With `only`, what
+/// comes after it is resumed is not among them.
+#[must_use]
+pub fn plan(state: &GroupState, rollout: &Rollout, attendance: &Attendance) -> Vec<Planned> {
+    let mut next = rollout.clone();
+    let mut planned = Vec::new();
+    loop {
+        for batch in &mut next.batches {
+            batch.opened_ms.get_or_insert(0);
+        }
+        if !offer(state, &mut next, attendance) {
+            return planned;
+        }
+        let index = next.batches.len() - 1;
+        let members = next.batches[index].members.iter();
+        let there: BTreeSet<Instance> =
+            members.filter(|instance| !attendance.is_silent(instance)).cloned().collect();
+        if !there.is_empty() {
+            let name = next.batches[index].name.clone();
+            planned.push(Planned { name, members: there, bake: gate::bake_time(&next, index) });
+        }
+    }
 }
 
 /// Names some members, and counts the others.

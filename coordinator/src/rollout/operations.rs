@@ -77,7 +77,22 @@ struct Next {
 
 /// Writes the next generation of a group's target, and its rollout.
 fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, draft: &mut Draft) {
-    let group = state.group.clone();
+    let group = &state.group;
+    let note = next.note.clone();
+    let rollout = compose(state, &record.value, next, act);
+    let target =
+        TargetRecord { target: rollout.target.clone(), at: act.at, by: act.by.clone(), note };
+    // The group as well: its policy, its quarantine, and that it still exists.
+    draft.on(key::group(group), state.record.as_ref());
+    draft.on(key::target(group), state.target.as_ref());
+    draft.on(key::rollout(group), state.rollout.as_ref());
+    draft.put(key::target(group), &target);
+    draft.put(key::rollout(group), &rollout);
+    draft.delete(key::clock(group));
+}
+
+/// The rollout to the next generation.
+fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> Rollout {
     let last = state.reached();
     // An operator raises the epoch after a restore; then generations count anew.
     let order = if act.epoch > last.epoch {
@@ -85,10 +100,10 @@ fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, 
     } else {
         Order { epoch: last.epoch, generation: last.generation + 1 }
     };
-    let quarantine = record.value.quarantine.iter();
+    let quarantine = record.quarantine.iter();
     let target = Target {
         version: target::VERSION,
-        group: group.clone(),
+        group: state.group.clone(),
         order,
         revision: next.revision.clone(),
         not: next.not,
@@ -97,16 +112,16 @@ fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, 
         restart: next.restart,
     };
     let is_proven = match &next.revision {
-        Some(revision) => record.value.is_proven(revision),
+        Some(revision) => record.is_proven(revision),
         // The way back has no newer way back.
         None => true,
     };
     let mut rollout = Rollout {
         version: VERSION,
-        target: target.clone(),
+        target,
         kind: next.kind,
         is_proven,
-        policy: record.value.policy.clone(),
+        policy: record.policy.clone(),
         by: act.by.clone(),
         began: act.at,
         ended: None,
@@ -123,14 +138,7 @@ fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, 
         decisions: Vec::new(),
     };
     rollout.note(act.at, act.because(&format!("{} begun", next.note)));
-    let target = TargetRecord { target, at: act.at, by: act.by.clone(), note: next.note };
-    // The group as well: its policy, its quarantine, and that it still exists.
-    draft.on(key::group(&group), state.record.as_ref());
-    draft.on(key::target(&group), state.target.as_ref());
-    draft.on(key::rollout(&group), state.rollout.as_ref());
-    draft.put(key::target(&group), &target);
-    draft.put(key::rollout(&group), &rollout);
-    draft.delete(key::clock(&group));
+    rollout
 }
 
 /// Keeps a rollout that has ended.
@@ -173,6 +181,35 @@ pub fn release(
     request: &ReleaseRequest,
     act: &Act,
 ) -> Result<Draft, ErrorBody> {
+    let mut draft = Draft::new();
+    let (record, next) = aim(state, attendance, request, act, &mut draft)?;
+    begin(state, &record, next, act, &mut draft);
+    Ok(draft)
+}
+
+/// Returns the rollout that a release would begin, and stores nothing: what a plan is made of.
+///
+/// # Errors
+///
+/// As for [`release`].
+pub fn propose(
+    state: &GroupState,
+    attendance: &Attendance,
+    request: &ReleaseRequest,
+    act: &Act,
+) -> Result<Rollout, ErrorBody> {
+    let (record, next) = aim(state, attendance, request, act, &mut Draft::new())?;
+    Ok(compose(state, &record.value, next, act))
+}
+
+/// What a release leads to, and the group as it is then. `draft`: what else changes.
+fn aim(
+    state: &GroupState,
+    attendance: &Attendance,
+    request: &ReleaseRequest,
+    act: &Act,
+    draft: &mut Draft,
+) -> Result<(Kept<GroupRecord>, Next), ErrorBody> {
     let record = exists(state)?;
     let (group, revision) = (&state.group, &request.revision);
     if let Some(quarantined) =
@@ -189,7 +226,6 @@ pub fn release(
         );
         return Err(conflict(message, hint));
     }
-    let mut draft = Draft::new();
     let mut judged = record.clone();
     if let Some(rollout) = state.going() {
         if rollout.state != State::Halted {
@@ -206,13 +242,13 @@ pub fn release(
             return Err(conflict(message, hint));
         }
         if rollout.revision() != Some(revision) {
-            judged = judge(state, record, rollout, act, &mut draft);
+            judged = judge(state, record, rollout, act, draft);
         }
         let mut ended = rollout.clone();
         ended.state = State::Replaced;
         ended.ended = Some(act.at);
         ended.note(act.at, act.because(&format!("replaced by a release of {}", revision.short())));
-        archive(state, &ended, &mut draft);
+        archive(state, &ended, draft);
     } else if state
         .target
         .as_ref()
@@ -234,8 +270,7 @@ pub fn release(
         only: request.only.clone(),
         without: request.without.iter().chain(out).cloned().collect(),
     };
-    begin(state, &judged, next, act, &mut draft);
-    Ok(draft)
+    Ok((judged, next))
 }
 
 /// Checks whom a release takes part with.
