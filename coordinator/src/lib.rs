@@ -5,3 +5,4 @@ pub mod fleet;
 pub mod records;
 pub mod rollout;
 pub mod store;
+pub mod views;
