@@ -8,10 +8,15 @@
 
 use serde::{Deserialize, Serialize};
 use towline_protocol::ids::{Instance, Order, Revision};
+use towline_protocol::poll::Duty;
+use towline_protocol::report::Orders;
 use towline_protocol::target::Target;
 
 /// The version that this code writes and the newest that it reads.
 pub const VERSION: u32 = 1;
+
+/// Where a run's number stands in its messages' numbers; below it they are counted.
+pub const RUN_SHIFT: u32 = 32;
 
 /// How many proven and how many rejected revisions are remembered; older ones are forgotten.
 /// Releases are pruned at a lower number, so that this loses nothing that could be used.
@@ -35,6 +40,32 @@ pub struct Journal {
     pub rejected: Vec<Rejected>,
     /// The swap that has begun and whose outcome is not known.
     pub swap: Option<Swap>,
+    /// Was anything ever proven here?
+    #[serde(default)]
+    pub has_proven: bool,
+    /// What else the source said with the target; `None`: to take it at once, as a file does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<Heard>,
+    /// The orders to this instance that were carried out.
+    #[serde(default, skip_serializing_if = "Orders::is_none")]
+    pub orders: Orders,
+    /// The number of the question whose leave was used, until something proven is healthy again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leave: Option<u64>,
+    /// The number of the agent's newest run that has sent messages; see [`RUN_SHIFT`].
+    #[serde(default)]
+    pub run: u64,
+}
+
+/// What of the source's last word is still good when it cannot be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// What to do about the target where something serves.
+    #[serde(default)]
+    pub duty: Duty,
+    /// What to serve where nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Revision>,
 }
 
 /// A revision that failed after its swap; keyed by its place in the order, so that a later
@@ -64,6 +95,9 @@ pub struct Swap {
     pub failed: Option<String>,
     /// The restart counter that is satisfied when it succeeds.
     pub restart: u64,
+    /// The order to this instance that is carried out when it ends; see `Orders::restart`.
+    #[serde(default)]
+    pub ordered: u64,
     /// How often a new run of the agent has found it unfinished.
     pub resumes: u32,
 }
@@ -80,6 +114,11 @@ impl Journal {
             proven: Vec::new(),
             rejected: Vec::new(),
             swap: None,
+            has_proven: false,
+            word: None,
+            orders: Orders::default(),
+            leave: None,
+            run: 0,
         }
     }
 
@@ -92,7 +131,8 @@ impl Journal {
         if self.instance == instance {
             return self;
         }
-        Self { target: self.target, restart: self.restart, ..Journal::new(instance) }
+        let Self { target, restart, word, .. } = self;
+        Self { target, restart, word, ..Journal::new(instance) }
     }
 
     /// Is `revision` proven here?
@@ -108,8 +148,14 @@ impl Journal {
         self.rejected.iter().rev().find(same).map(|rejected| rejected.detail.as_str())
     }
 
+    /// Forgets what failed for the target at `order`.
+    pub fn forgive(&mut self, order: Order) {
+        self.rejected.retain(|rejected| rejected.order != order);
+    }
+
     /// Notes that `revision` was served through its whole window.
     pub fn prove(&mut self, revision: &Revision) {
+        self.has_proven = true;
         self.proven.retain(|proven| proven != revision);
         self.proven.push(revision.clone());
         let surplus = self.proven.len().saturating_sub(REMEMBERED_MAX);
@@ -147,11 +193,15 @@ mod tests {
             version: 1,
             group: "web".parse().unwrap(),
             order: Order { epoch: 1, generation: 7 },
-            revision: revision('a'),
+            revision: Some(revision('a')),
+            not: None,
             fallback: None,
+            quarantine: Vec::new(),
             restart: 3,
         });
         journal.restart = 3;
+        journal.word = Some(Heard { duty: Duty::Hold, boot: None });
+        journal.run = 9;
         let order = Order { epoch: 1, generation: 7 };
         journal.reject(order, revision('b'), "503".to_owned());
         journal.swap = Some(Swap {
@@ -160,6 +210,7 @@ mod tests {
             from: Some(revision('a')),
             failed: None,
             restart: 3,
+            ordered: 0,
             resumes: 0,
         });
 
@@ -168,7 +219,8 @@ mod tests {
         let adopted = journal.clone().adopt("i-new".parse().unwrap());
         assert_eq!(adopted.target, journal.target, "the high-water mark stays");
         let new = Journal::new("i-new".parse().unwrap());
-        assert_eq!(adopted, Journal { target: journal.target, restart: 3, ..new });
+        let word = journal.word;
+        assert_eq!(adopted, Journal { target: journal.target, restart: 3, word, ..new });
     }
 
     #[test]
@@ -192,12 +244,34 @@ mod tests {
             "rejected": [{ "epoch": 1, "generation": 2, "revision": "b".repeat(40), "detail": "503" }],
             "swap": {
                 "epoch": 1, "generation": 3, "to": "c".repeat(40), "from": "a".repeat(40),
-                "failed": null, "restart": 2, "resumes": 1,
+                "failed": null, "restart": 2, "ordered": 4, "resumes": 1,
             },
+            "has_proven": true, "word": { "duty": "prepare", "boot": "d".repeat(40) },
+            "orders": { "restart": 3, "retry": 1 }, "leave": 7, "run": 1_790_000_000,
         });
         let journal: Journal = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(journal.version, VERSION);
         assert_eq!(serde_json::to_value(&journal).unwrap(), written);
+    }
+
+    #[test]
+    fn a_journal_of_an_agent_that_knew_files_only_can_be_read() {
+        let written = serde_json::json!({
+            "version": 1, "instance": "i-1", "restart": 2, "proven": ["a".repeat(40)],
+            "target": {
+                "version": 1, "group": "web", "epoch": 1, "generation": 3,
+                "revision": "c".repeat(40), "fallback": null, "restart": 2,
+            },
+            "rejected": [{ "epoch": 1, "generation": 2, "revision": "b".repeat(40), "detail": "503" }],
+            "swap": {
+                "epoch": 1, "generation": 3, "to": "c".repeat(40), "from": "a".repeat(40),
+                "failed": null, "restart": 2, "resumes": 1,
+            },
+        });
+        let journal: Journal = serde_json::from_value(written).unwrap();
+        assert_eq!(journal.target.unwrap().revision, Some(revision('c')));
+        assert_eq!((journal.word, journal.leave, journal.run), (None, None, 0));
+        assert_eq!(journal.swap.unwrap().ordered, 0);
     }
 
     #[test]

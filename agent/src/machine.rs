@@ -9,6 +9,7 @@
 //!    │ └──────────────────────────────────────────────────────────────────┘            │
 //!    └─────────────────────────────────── proven ──────────────────────────────────────┘
 //!   Boot: the same steps for one rung of the ladder after the other, until something serves.
+//!   A word of the source that says less than "take": prepared is where it ends, and a leave is withdrawn.
 //!   Live: an activation that could not begin, and has touched nothing, goes back to Waiting.
 //!   Idle, Waiting: now and then a look at what serves; Idle: a missing fallback is made ready.
 //! ```
@@ -28,18 +29,20 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use towline_protocol::ids::{Group, Order, Revision};
+use towline_protocol::poll::Word;
 use towline_protocol::report::{Cause, Evidence, Failure, Health, Report};
-use towline_protocol::target::Target;
 
-use crate::journal::{Journal, Swap};
+use crate::journal::{self, Journal, Swap};
 
 mod approach;
 mod ladder;
 mod live;
 mod look;
 mod told;
+mod word;
 
 use ladder::Ladder;
+use word::Hint;
 
 /// How often a killed agent takes up one swap again before it restores: whatever kills the agent
 /// three times may be the revision itself.
@@ -77,10 +80,12 @@ pub type TaskId = u64;
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The source names a target; it may be an old acquaintance.
-    Targeted(Target),
+    /// The source has spoken; it may say what it said before.
+    Told(Word),
     /// The source has no target, or none that can be followed; why, in one line.
     Objected(String),
+    /// The question of the task that runs goes out with this number.
+    Asked(u64),
     /// A task ended.
     Done(TaskId, Outcome),
     /// Releases were thrown away; these are left, oldest first.
@@ -100,8 +105,10 @@ pub enum Outcome {
         /// Has the live release the same subtree and recipe?
         alike: bool,
     },
-    /// The source's answer to a question for leave to swap.
-    Permitted(bool),
+    /// The source gives leave to swap.
+    Permitted(Leave),
+    /// The source gives no leave for now. A question without an answer is [`Outcome::Failed`].
+    Denied,
     /// The journal that allows a swap is durable.
     Journalled,
     /// `current` points at the release, and its manager was told to reload, or was started anew.
@@ -120,6 +127,14 @@ pub enum Outcome {
     Absent,
     /// The task failed.
     Failed(Cause, String),
+}
+
+/// Leave to swap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leave {
+    /// When it ends, as time since the start: a swap that is not journalled by then does not begin.
+    /// `None`: never.
+    pub until: Option<Duration>,
 }
 
 /// What the shell is to do, in order.
@@ -194,6 +209,15 @@ struct Aim {
     revision: Revision,
     order: Order,
     restart: u64,
+    /// The order to this instance that it carries out; see `Orders::restart`.
+    ordered: u64,
+}
+
+/// What stands in the journal before a swap, and again after one that did not begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owed {
+    swap: Option<Swap>,
+    leave: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,13 +234,17 @@ enum State {
         attempt: u32,
         until: Duration,
     },
+    /// `ask`: the source's word on when to ask again, as it was when the question was asked.
     Asking {
         aim: Aim,
+        attempt: u32,
+        ask: u64,
     },
     Journalling {
         swap: Swap,
         how: How,
-        owed: Option<Swap>,
+        owed: Owed,
+        leave: Option<Leave>,
     },
     Live {
         swap: Swap,
@@ -243,6 +271,11 @@ enum State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Retry {
     Prepare(Aim),
+    /// The question for leave; `ask`: see [`State::Asking`].
+    Ask {
+        aim: Aim,
+        ask: u64,
+    },
     Restore(Swap),
     /// A swap that was found half done, and cannot go on for now.
     Resume(Swap, How),
@@ -276,7 +309,14 @@ pub struct Machine {
     ladder: Option<Ladder>,
     live: Live,
     /// What was live, and what was owed, before the activation that goes on.
-    before: Option<(Live, Option<Swap>)>,
+    before: Option<(Live, Owed)>,
+    hint: Hint,
+    /// What was prepared since the start: it need not be prepared again to be swapped to.
+    ready: Option<Revision>,
+    /// The number of the question that is open.
+    asked: Option<u64>,
+    /// The newest question whose answer was not used and never will be.
+    renounced: u64,
     /// When the live release was last looked at.
     looked: Duration,
     /// When the fallback may be made ready; `None` where it never can be.
@@ -303,9 +343,17 @@ struct Live {
 
 impl Machine {
     /// Takes up where the journal and the disk stand, and returns what to do first.
+    ///
+    /// The journal's `run` is this run's already: questions of earlier ones are as good as withdrawn.
     #[must_use]
     pub fn new(policy: Policy, journal: Journal, found: Found) -> (Self, Vec<Effect>) {
+        let earlier = journal.run.wrapping_shl(journal::RUN_SHIFT);
         let mut machine = Self {
+            hint: Hint::none(journal.orders),
+            ready: None,
+            asked: None,
+            // A leave that was used is another matter than one that was not.
+            renounced: journal.leave.map_or(earlier, |used| used.saturating_sub(1)),
             policy,
             journal,
             state: State::Idle,
@@ -347,11 +395,16 @@ impl Machine {
         self.now = self.now.max(now);
         let mut effects = Vec::new();
         match event {
-            Event::Targeted(target) => self.targeted(target, &mut effects),
+            Event::Told(word) => self.told(word, &mut effects),
             Event::Objected(reason) => self.objected(reason, &mut effects),
             Event::Woke => self.woke(&mut effects),
             Event::Ended => self.ended(&mut effects),
             Event::Pruned(left) => self.releases = left,
+            Event::Asked(question) => {
+                if matches!(self.state, State::Asking { .. }) {
+                    self.asked = Some(question);
+                }
+            }
             Event::Done(task, outcome) => {
                 if self.is_busy && task == self.task {
                     self.is_busy = false;
@@ -377,92 +430,12 @@ impl Machine {
         self.live.is_running && !has_failed && held.contains(&Some(revision))
     }
 
-    fn targeted(&mut self, target: Target, effects: &mut Vec<Effect>) {
-        if let Some(seen) = &self.journal.target {
-            if target.order < seen.order {
-                self.objection = Some(format!(
-                    "the source names {} ({}), and {} was seen before: a lower one is refused",
-                    target.order,
-                    target.revision.short(),
-                    seen.order
-                ));
-                return self.without_word(effects);
-            }
-            if target.order == seen.order && target != *seen {
-                self.objection = Some(format!(
-                    "the source names another target as {} than it did before: write the next \
-                     generation instead",
-                    target.order
-                ));
-                return self.without_word(effects);
-            }
-        }
-        self.objection = None;
-        let is_news = self.journal.target.as_ref() != Some(&target);
-        if is_news {
-            let own = |t: &Target| (t.revision.clone(), t.restart);
-            let is_other = self.journal.target.as_ref().map(own) != Some(own(&target));
-            // What is counted before an instance first hears of its group was not meant for it.
-            if self.journal.target.is_none() {
-                self.journal.restart = target.restart;
-            }
-            self.journal.target = Some(target);
-            effects.push(Effect::Journal(Box::new(self.journal.clone())));
-            self.stock_due = Some(self.now);
-            // A newer generation is leave to try again whatever was refused.
-            self.failure.take_if(|failure| is_other || failure.cause == Cause::Refused);
-            if is_other {
-                self.alike = None;
-            }
-            return self.turn(is_other, effects);
-        }
-        if self.state == State::Unsure {
-            self.climb(effects);
-        }
-    }
-
-    /// A newer target arrived; `is_other`: it asks for another revision, or for a restart.
-    fn turn(&mut self, is_other: bool, effects: &mut Vec<Effect>) {
-        let order = self.order();
-        match &mut self.state {
-            // After the swap the probe, or the restore, is finished first.
-            State::Journalling { .. }
-            | State::Live { .. }
-            | State::Restoring { .. }
-            | State::Waiting { retry: Retry::Resume(..), .. } => {}
-            State::Preparing { aim, .. } | State::Asking { aim } if !is_other => {
-                // The same work for a newer generation; a question is asked anew for that one.
-                aim.order = order;
-                if let State::Asking { aim } = self.state.clone() {
-                    self.stop(effects);
-                    self.ask(aim, effects);
-                }
-            }
-            _ => {
-                self.stop(effects);
-                self.start_over(effects);
-            }
-        }
-    }
-
     /// Goes for the newest target, with nothing under way.
     fn start_over(&mut self, effects: &mut Vec<Effect>) {
         if self.ladder.is_some() {
             self.climb(effects);
         } else {
             self.consider(effects);
-        }
-    }
-
-    fn objected(&mut self, reason: String, effects: &mut Vec<Effect>) {
-        self.objection = Some(reason);
-        self.without_word(effects);
-    }
-
-    /// The source gave nothing to follow: a boot goes on with what was last accepted.
-    fn without_word(&mut self, effects: &mut Vec<Effect>) {
-        if self.state == State::Unsure {
-            self.climb(effects);
         }
     }
 
@@ -482,6 +455,7 @@ impl Machine {
             }
             State::Waiting { retry, attempt, .. } => match retry {
                 Retry::Prepare(aim) => self.prepare(aim, attempt + 1, effects),
+                Retry::Ask { aim, .. } => self.ask(aim, attempt + 1, effects),
                 Retry::Restore(swap) => self.restore(swap, How::Restart, attempt + 1, effects),
                 Retry::Resume(swap, how) => self.activate(swap, how, None, effects),
                 // What was started last may have come up by now.
@@ -500,9 +474,17 @@ impl Machine {
             (State::Preparing { aim, attempt }, Outcome::Failed(cause, detail)) => {
                 self.not_prepared(aim, attempt, cause, detail, effects);
             }
-            (State::Asking { aim }, Outcome::Permitted(true)) => self.swap(aim, effects),
-            (State::Asking { aim }, _) => self.again(aim, 1, effects),
-            (State::Journalling { swap, how, owed }, Outcome::Journalled) => {
+            (State::Asking { aim, attempt, .. }, Outcome::Permitted(leave)) => {
+                self.permitted(aim, attempt, leave, effects);
+            }
+            (State::Asking { aim, ask, .. }, Outcome::Denied) => self.denied(aim, ask, effects),
+            (State::Asking { aim, attempt, .. }, _) => self.unanswered(aim, attempt, effects),
+            (State::Journalling { swap, owed, leave, .. }, Outcome::Journalled)
+                if self.has_lapsed(&swap, leave) =>
+            {
+                self.unused(swap, owed, effects);
+            }
+            (State::Journalling { swap, how, owed, .. }, Outcome::Journalled) => {
                 let before = (self.live.clone(), owed);
                 self.activate(swap, how, Some(before), effects);
             }
@@ -526,29 +508,6 @@ impl Machine {
         }
     }
 
-    /// Looks at what the newest target asks for, with nothing under way.
-    fn consider(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(swap) = self.journal.swap.clone().filter(|swap| !self.has_better(swap)) {
-            // Nothing good serves, and the newest target is no way out.
-            return self.restore(swap, How::Restart, 1, effects);
-        }
-        let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
-        let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
-        let rejection = self.journal.rejection(aim.order, &aim.revision);
-        if let Some(detail) = rejection {
-            self.degraded = Some(format!("{} was rejected: {detail}", aim.revision.short()));
-            return self.rest(effects);
-        }
-        if self.serves(&aim.revision) && aim.restart <= self.journal.restart {
-            self.degraded = None;
-            return self.rest(effects);
-        }
-        if self.is_refused(&aim.revision) {
-            return self.rest(effects);
-        }
-        self.prepare(aim, 1, effects);
-    }
-
     /// What the agent is to write when it is told to stop: an ending that was asked for says nothing
     /// against the swap that it interrupts.
     #[must_use]
@@ -569,17 +528,9 @@ impl Machine {
     fn stop(&mut self, effects: &mut Vec<Effect>) {
         if self.is_busy {
             self.is_busy = false;
+            self.renounce();
             effects.push(Effect::Cancel);
         }
-    }
-
-    fn restart_wanted(&self) -> u64 {
-        self.journal.target.as_ref().map_or(0, |target| target.restart)
-    }
-
-    fn order(&self) -> Order {
-        let none = Order { epoch: 0, generation: 0 };
-        self.journal.target.as_ref().map_or(none, |target| target.order)
     }
 
     /// What must stay on disk: the live release, what a restore would need, the target's two.
@@ -590,9 +541,10 @@ impl Machine {
         };
         keep.extend(self.journal.proven.iter().rev().find(other).cloned());
         if let Some(target) = &self.journal.target {
-            keep.insert(target.revision.clone());
+            keep.extend(target.revision.clone());
             keep.extend(target.fallback.clone());
         }
+        keep.extend(self.journal.word.as_ref().and_then(|word| word.boot.clone()));
         if let Some(swap) = &self.journal.swap {
             keep.insert(swap.to.clone());
             keep.extend(swap.from.clone());

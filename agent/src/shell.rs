@@ -30,12 +30,12 @@ use crate::dependencies;
 use crate::error as errors;
 use crate::git::{Cache, Limits, Origin};
 use crate::journal::Journal;
-use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
+use crate::machine::{Effect, Event, Leave, Machine, Outcome, Task, TaskId};
 use crate::manager;
 use crate::process::RunAs;
 use crate::release::Store;
 use crate::release::state::{Lock, Status};
-use crate::source::Word;
+use crate::source::Said;
 use crate::source::file::FileSource;
 
 mod activate;
@@ -211,10 +211,10 @@ impl Shell {
         })
     }
 
-    async fn hear(&mut self, word: Word) {
-        let event = match word {
-            Word::Target(target) => Event::Targeted(target),
-            Word::Objection(reason) => Event::Objected(reason),
+    async fn hear(&mut self, said: Said) {
+        let event = match said {
+            Said::Word(word) => Event::Told(word),
+            Said::Objection(reason) => Event::Objected(reason),
         };
         self.step(event).await;
     }
@@ -267,7 +267,7 @@ impl Shell {
                 Box::pin(prepare::prepare(tools, revision, unless_like, own))
             }
             // A file gives leave at once: it has no batches and no budget.
-            Task::Ask(_) => Box::pin(async { Outcome::Permitted(true) }),
+            Task::Ask(_) => Box::pin(async { Outcome::Permitted(Leave::default()) }),
             // At once, so that journals reach the disk in the order in which they were made.
             Task::Journal(journal) => {
                 let outcome = match tools.store.write_journal(&journal) {

@@ -4,13 +4,13 @@
 
 pub mod file;
 
-use towline_protocol::target::Target;
+use towline_protocol::poll::Word;
 
 /// What a source has to say.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Word {
-    /// This is the target.
-    Target(Target),
-    /// There is no target, or none that can be read; why, in one line with what to do next.
+pub enum Said {
+    /// This is what this instance is told.
+    Word(Word),
+    /// There is no word, or none that can be read; why, in one line with what to do next.
     Objection(String),
 }

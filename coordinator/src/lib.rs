@@ -1,8 +1,24 @@
 //! The coordinator: says which revision each group should run, and lets its instances take it batch by
 //! batch.
+//!
+//! ```text
+//!   http ──► desk ──► rollout, fleet     PURE: what to decide
+//!             │ ▲
+//!             ▼ └──── driver             on change, and every second: what is the next step?
+//!           store                        keys, bytes, versions
+//!             │
+//!             └─────► records ──► hub    parked polls: who is woken
+//! ```
 
+pub mod board;
+pub mod config;
+pub mod error;
+pub mod failpoint;
 pub mod fleet;
+pub mod hub;
 pub mod records;
 pub mod rollout;
+pub mod server;
 pub mod store;
+pub mod tls;
 pub mod views;

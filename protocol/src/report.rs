@@ -62,6 +62,9 @@ pub struct Report {
     /// The newest question for leave whose answer was not used and never will be; see `poll`.
     #[serde(default)]
     pub renounced: u64,
+    /// Is what the target asks for complete on disk, so that nothing but leave is missing?
+    #[serde(default)]
+    pub prepared: bool,
     /// The orders to this instance that were carried out.
     #[serde(default, skip_serializing_if = "Orders::is_none")]
     pub orders: Orders,

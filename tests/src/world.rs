@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use towline_agent::journal::Journal;
-use towline_agent::machine::{Effect, Event, Found, How, Machine, Outcome, Policy, Task, TaskId};
+use towline_agent::machine::{
+    Effect, Event, Found, How, Leave, Machine, Outcome, Policy, Task, TaskId,
+};
 use towline_protocol::ids::{Order, Revision};
+use towline_protocol::poll::Word;
 use towline_protocol::report::{Phase, Report};
 use towline_protocol::target::Target;
 
@@ -342,8 +345,10 @@ impl World {
             version: 1,
             group: policy().group,
             order: Order { epoch: 1, generation: last.0 + 1 },
-            revision,
+            revision: Some(revision),
+            not: None,
             fallback,
+            quarantine: Vec::new(),
             restart: last.1 + more,
         });
     }
@@ -355,7 +360,7 @@ impl World {
                 if self.machine.journal().target.is_none() {
                     self.started_for = self.started_for.max(target.restart);
                 }
-                self.step(Event::Targeted(target))
+                self.step(Event::Told(Word::of_target(target)))
             }
             None => self.step(Event::Objected("there is no file".to_owned())),
         }
@@ -366,7 +371,7 @@ impl World {
         if let Some(id) = self.cancelled.pop() {
             let answer = match self.random.below(3) {
                 0 => Outcome::Prepared { alike: false },
-                1 => Outcome::Permitted(true),
+                1 => Outcome::Permitted(Leave::default()),
                 _ => Outcome::Healthy { served: true },
             };
             return self.step(Event::Done(id, answer));
@@ -397,7 +402,7 @@ impl World {
         }
         // Only what was heard before can be told from it.
         if self.machine.journal().target == self.target {
-            self.step(Event::Targeted(target))?;
+            self.step(Event::Told(Word::of_target(target)))?;
         }
         Ok(())
     }

@@ -5,12 +5,65 @@
 use std::time::Duration;
 
 use towline_protocol::ids::Revision;
+use towline_protocol::poll::Duty;
 use towline_protocol::report::{Cause, Failure};
 
-use super::{Aim, Effect, Machine, Retry, State, Task};
+use super::{Aim, Effect, How, Leave, Machine, Owed, Retry, State, Task};
 use crate::journal::Swap;
 
 impl Machine {
+    /// Looks at what the newest word asks for, with nothing under way.
+    pub(super) fn consider(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(swap) = self.journal.swap.clone().filter(|swap| !self.has_better(swap)) {
+            // Nothing good serves, and the newest target is no way out.
+            return self.restore(swap, How::Restart, 1, effects);
+        }
+        if let Some(aim) = self.restart_ordered() {
+            return self.ask(aim, 1, effects);
+        }
+        let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
+        let Some(revision) = self.wanted() else {
+            self.degraded = target.not.filter(|not| self.serves(not)).map(|not| {
+                format!("{} must not serve, and nothing else is proven here", not.short())
+            });
+            return self.rest(effects);
+        };
+        let aim = self.aim(revision);
+        let rejection = self.journal.rejection(aim.order, &aim.revision);
+        if let Some(detail) = rejection {
+            self.degraded = Some(format!("{} was rejected: {detail}", aim.revision.short()));
+            return self.rest(effects);
+        }
+        if self.serves(&aim.revision) && aim.restart <= self.journal.restart {
+            self.degraded = None;
+            return self.rest(effects);
+        }
+        let is_ready = self.is_ready(&aim.revision);
+        match self.duty() {
+            Duty::Hold => self.rest(effects),
+            _ if self.is_refused(&aim.revision) => self.rest(effects),
+            Duty::Prepare if is_ready => self.rest(effects),
+            Duty::Take if is_ready => self.ask(aim, 1, effects),
+            Duty::Prepare | Duty::Take => self.prepare(aim, 1, effects),
+        }
+    }
+
+    /// What a restart of the app that was ordered of this instance aims at: what serves.
+    fn restart_ordered(&self) -> Option<Aim> {
+        let serves = self.live.is_running && self.journal.target.is_some() && self.has_ordered();
+        let live = self.live.revision.clone().filter(|_| serves)?;
+        let ordered = self.hint.orders.restart;
+        Some(Aim { restart: self.journal.restart, ordered, ..self.aim(live) })
+    }
+
+    /// Was it prepared since the start, and is it still there?
+    fn is_ready(&self, revision: &Revision) -> bool {
+        self.ready.as_ref() == Some(revision)
+            && self.releases.contains(revision)
+            && self.live.is_running
+            && self.ladder.is_none()
+    }
+
     /// Is it known that this revision can never be prepared as it is?
     pub(super) fn is_refused(&self, revision: &Revision) -> bool {
         let refused = |f: &Failure| f.cause == Cause::Refused && f.revision == *revision;
@@ -22,7 +75,8 @@ impl Machine {
         // restart needs the release itself.
         let may_stand_in = self.ladder.is_none()
             && self.journal.swap.is_none()
-            && aim.restart <= self.journal.restart;
+            && aim.restart <= self.journal.restart
+            && aim.ordered <= self.journal.orders.restart;
         let unless_like =
             self.live.revision.clone().filter(|_| may_stand_in && self.live.is_running);
         let revision = aim.revision.clone();
@@ -33,7 +87,11 @@ impl Machine {
     }
 
     pub(super) fn prepared(&mut self, aim: Aim, alike: bool, effects: &mut Vec<Effect>) {
-        self.failure = None;
+        let could_not =
+            |failure: &Failure| failure.cause.is_before_swap() && failure.revision == aim.revision;
+        if self.failure.take().as_ref().is_some_and(could_not) && self.ladder.is_none() {
+            self.degraded = None;
+        }
         if alike {
             self.alike = Some(aim.revision);
             self.degraded = None;
@@ -41,7 +99,12 @@ impl Machine {
         }
         self.releases.retain(|release| *release != aim.revision);
         self.releases.push(aim.revision.clone());
-        if self.live.is_running { self.ask(aim, effects) } else { self.swap(aim, effects) }
+        self.ready = Some(aim.revision.clone());
+        if self.live.is_running {
+            self.ask_if_due(aim, effects);
+        } else {
+            self.swap(aim, None, effects);
+        }
     }
 
     pub(super) fn not_prepared(
@@ -54,7 +117,7 @@ impl Machine {
     ) {
         let revision = aim.revision.clone();
         let said = format!("{} could not be prepared: {detail}", revision.short());
-        self.failure = Some(Failure { revision, cause, detail, attempt });
+        self.failure = Some(Failure { order: Some(aim.order), revision, cause, detail, attempt });
         if self.ladder.is_some() {
             return self.rung_failed(aim, attempt, cause, said, effects);
         }
@@ -76,20 +139,92 @@ impl Machine {
     pub(super) fn withdraw(
         &mut self,
         swap: Swap,
-        owed: Option<Swap>,
+        owed: Owed,
         cause: Cause,
         detail: String,
         effects: &mut Vec<Effect>,
     ) {
-        self.journal.swap = owed;
-        effects.push(Effect::Journal(Box::new(self.journal.clone())));
+        self.take_back(owed, effects);
         if swap.order < self.order() {
             // A newer target came meanwhile: that one is tried, and not this one again.
             return self.start_over(effects);
         }
         self.falls = self.falls.saturating_add(1);
-        let aim = Aim { revision: swap.to, order: swap.order, restart: swap.restart };
+        let Swap { order, restart, ordered, .. } = swap;
+        let aim = Aim { revision: swap.to, order, restart, ordered };
         self.not_prepared(aim, self.falls, cause, detail, effects);
+    }
+
+    fn take_back(&mut self, owed: Owed, effects: &mut Vec<Effect>) {
+        if self.journal.leave != owed.leave {
+            self.asked = self.journal.leave;
+            self.renounce();
+        }
+        (self.journal.swap, self.journal.leave) = (owed.swap, owed.leave);
+        effects.push(Effect::Journal(Box::new(self.journal.clone())));
+    }
+
+    /// Has leave that was given for this swap ended before it began?
+    pub(super) fn has_lapsed(&self, swap: &Swap, leave: Option<Leave>) -> bool {
+        let is_late = |leave: Leave| leave.until.is_some_and(|until| until < self.now);
+        let is_ordered = swap.ordered > self.journal.orders.restart;
+        leave.is_some_and(|leave| is_late(leave) || (self.duty() != Duty::Take && !is_ordered))
+    }
+
+    /// A leave that came too late, or is not wanted any more, is given back; where it is still due, leave
+    /// is asked for again.
+    pub(super) fn unused(&mut self, swap: Swap, owed: Owed, effects: &mut Vec<Effect>) {
+        self.take_back(owed, effects);
+        if swap.order < self.order() {
+            return self.start_over(effects);
+        }
+        let Swap { order, restart, ordered, .. } = swap;
+        self.ask_if_due(Aim { revision: swap.to, order, restart, ordered }, effects);
+    }
+
+    /// The answer to the question that is open will not be used.
+    pub(super) fn renounce(&mut self) {
+        let question = self.asked.take().unwrap_or(0);
+        self.renounced = self.renounced.max(question);
+    }
+
+    pub(super) fn permitted(
+        &mut self,
+        aim: Aim,
+        attempt: u32,
+        leave: Leave,
+        effects: &mut Vec<Effect>,
+    ) {
+        if leave.until.is_some_and(|until| until < self.now) {
+            return self.unanswered(aim, attempt, effects);
+        }
+        self.swap(aim, Some(leave), effects);
+    }
+
+    /// No leave for now: the source says when to ask again, and after a long while it is asked anyway.
+    pub(super) fn denied(&mut self, aim: Aim, ask: u64, effects: &mut Vec<Effect>) {
+        self.renounce();
+        if ask != self.hint.ask {
+            // That word overtook the answer.
+            return self.ask(aim, 1, effects);
+        }
+        let until = self.now + self.policy.backoff_max;
+        self.ask_later(aim, 1, until, effects);
+    }
+
+    /// The question had no answer, or one that came too late.
+    pub(super) fn unanswered(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
+        self.renounce();
+        let until = self.now + self.backoff(attempt);
+        self.ask_later(aim, attempt, until, effects);
+    }
+
+    fn ask_later(&mut self, aim: Aim, attempt: u32, until: Duration, effects: &mut Vec<Effect>) {
+        if self.journal.swap.is_some() || self.never_looked() {
+            return self.again(aim, attempt, effects);
+        }
+        let ask = self.hint.ask;
+        self.wait_until(Retry::Ask { aim, ask }, attempt, until, effects);
     }
 
     /// Tries again later; first it looks at what serves, if a newer target cut that look short: what
@@ -105,9 +240,14 @@ impl Machine {
         self.wait(Retry::Prepare(aim), attempt, effects);
     }
 
-    pub(super) fn ask(&mut self, aim: Aim, effects: &mut Vec<Effect>) {
-        let order = aim.order;
-        self.state = State::Asking { aim };
+    /// Asks for leave to swap, where the word asks for the swap.
+    pub(super) fn ask_if_due(&mut self, aim: Aim, effects: &mut Vec<Effect>) {
+        if self.may_swap(&aim) { self.ask(aim, 1, effects) } else { self.consider(effects) }
+    }
+
+    pub(super) fn ask(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
+        let (order, ask) = (aim.order, self.hint.ask);
+        self.state = State::Asking { aim, attempt, ask };
         self.begin(Task::Ask(order), effects);
     }
 

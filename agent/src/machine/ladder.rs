@@ -1,9 +1,13 @@
 //! The boot ladder: what to serve when nothing does yet.
 //!
 //! ```text
-//!   assignment ──► fallback ──► newest proven here ──► baked ──► nothing; again later
-//!   (the target)   (of the target)                     (what `current` was, or any release on disk)
+//!   assignment ──► fallback ──► newest proven here ──► baked ──► shunned ──► nothing; again later
+//!                  (of the target)         (what `current` was,   (in quarantine, or what must
+//!                                           or any on disk)        not serve)
 //! ```
+//!
+//! The assignment is what the source's word has for a boot. A newborn without one takes what is baked; an
+//! instance that served here before keeps what it served, unless its group's boots are the target's.
 //!
 //! Each rung that is left behind leaves a reason; every rung but the first is `degraded`. A rung's
 //! deadline bounds its preparing only: once a release is live it has its whole health window, and
@@ -43,6 +47,8 @@ enum Rung {
     Fallback,
     Proven,
     Baked,
+    /// What is only taken where nothing else is left.
+    Shunned,
     /// No release is left to try.
     Ground,
 }
@@ -67,9 +73,16 @@ impl Ladder {
             None => Some(self.started + whole / 4),
             Some(Rung::Assignment) => Some(self.started + whole * 3 / 4),
             // An assignment that failed once it was live may have taken more than its share.
-            Some(Rung::Fallback) => Some((self.started + whole).max(self.rung_began + whole / 4)),
+            Some(Rung::Fallback | Rung::Shunned) => {
+                Some((self.started + whole).max(self.rung_began + whole / 4))
+            }
             Some(Rung::Proven | Rung::Baked | Rung::Ground) => None,
         }
+    }
+
+    /// What was tried on it.
+    pub(super) fn tried(&self) -> &[Revision] {
+        &self.tried
     }
 
     /// Why the rungs above were left, in one line; `None` on the first.
@@ -98,7 +111,8 @@ impl Machine {
                 Some(Rung::Assignment) => Rung::Fallback,
                 Some(Rung::Fallback) => Rung::Proven,
                 Some(Rung::Proven) => Rung::Baked,
-                Some(Rung::Baked | Rung::Ground) => Rung::Ground,
+                Some(Rung::Baked) => Rung::Shunned,
+                Some(Rung::Shunned | Rung::Ground) => Rung::Ground,
             };
             ladder.rung = Some(rung);
             ladder.rung_began = self.now;
@@ -107,7 +121,9 @@ impl Machine {
             }
             match self.candidate(rung) {
                 Ok(Some(revision)) => {
-                    let aim = Aim { revision, order: self.order(), restart: self.restart_wanted() };
+                    // A start satisfies every order to restart.
+                    let ordered = self.hint.orders.restart;
+                    let aim = Aim { ordered, ..self.aim(revision) };
                     if let Some(ladder) = &mut self.ladder {
                         ladder.tried.push(aim.revision.clone());
                     }
@@ -124,36 +140,72 @@ impl Machine {
         let tried = self.ladder.as_ref().map_or(&[][..], |ladder| &ladder.tried);
         let order = self.order();
         // What failed for this target is not activated for it again, on no rung.
-        let is_new = |revision: &&Revision| {
+        let is_open = |revision: &&Revision| {
             !tried.contains(revision) && self.journal.rejection(order, revision).is_none()
         };
+        let is_new = |revision: &&Revision| is_open(revision) && !self.is_shunned(revision);
         let on_disk = |revision: &&Revision| self.releases.contains(revision);
-        let target = self.journal.target.as_ref();
+        let fallback = self.journal.target.as_ref().and_then(|target| target.fallback.as_ref());
+        let proven = self.journal.proven.iter().rev().filter(on_disk);
         Ok(match rung {
             Rung::Assignment => {
-                let Some(target) = target else {
-                    let why = self.objection.as_deref().unwrap_or("the source has not answered");
-                    return Err(format!("there is no target: {why}"));
-                };
-                if tried.contains(&target.revision) {
+                let Some(revision) = self.assigned()? else { return Ok(None) };
+                if tried.contains(&revision) {
                     // Found unfinished, and failed: the reason stands already.
                     return Ok(None);
                 }
-                if let Some(detail) = self.journal.rejection(target.order, &target.revision) {
-                    return Err(format!("{} was rejected: {detail}", target.revision.short()));
+                if let Some(detail) = self.journal.rejection(order, &revision) {
+                    return Err(format!("{} was rejected: {detail}", revision.short()));
                 }
-                Some(target.revision.clone())
+                if self.is_shunned(&revision) {
+                    return Err(format!("{} is in quarantine", revision.short()));
+                }
+                Some(revision)
             }
-            Rung::Fallback => {
-                target.and_then(|target| target.fallback.as_ref()).filter(is_new).cloned()
-            }
-            Rung::Proven => self.journal.proven.iter().rev().filter(is_new).find(on_disk).cloned(),
-            Rung::Baked => {
-                let current = self.live.revision.iter().filter(on_disk);
-                current.chain(self.releases.iter().rev()).find(is_new).cloned()
+            Rung::Fallback => fallback.filter(is_new).cloned(),
+            Rung::Proven => proven.into_iter().find(is_new).cloned(),
+            Rung::Baked => self.baked().find(is_new).cloned(),
+            Rung::Shunned => {
+                let assigned = self.assigned().ok().flatten();
+                let all = assigned.iter().chain(fallback).chain(proven).chain(self.baked());
+                all.filter(|revision| self.is_shunned(revision)).find(is_open).cloned()
             }
             Rung::Ground => None,
         })
+    }
+
+    /// What a boot is to serve, if it can; an error where nothing is known of it.
+    pub(super) fn assigned(&self) -> Result<Option<Revision>, String> {
+        let Some(target) = &self.journal.target else {
+            let why = self.objection.as_deref().unwrap_or("the source has not answered");
+            return Err(format!("there is no target: {why}"));
+        };
+        let boot = match &self.journal.word {
+            Some(word) => word.boot.clone(),
+            None => target.revision.clone(),
+        };
+        let is_good = |revision: &&Revision| {
+            !self.is_shunned(revision) && self.journal.rejection(target.order, revision).is_none()
+        };
+        let baked = || self.baked().find(is_good).cloned();
+        if self.is_newborn() {
+            return Ok(boot.or_else(baked).or_else(|| target.revision.clone()));
+        }
+        if boot.is_some() && boot == target.revision {
+            return Ok(boot);
+        }
+        // The swap to an unproven target had begun where `current` names it, and not otherwise.
+        let current = self.live.revision.iter().filter(|live| self.releases.contains(live));
+        let proven = self.journal.proven.iter().rev();
+        let proven = proven.filter(|revision| self.releases.contains(revision));
+        let own = if boot.is_some() { None } else { proven.clone().find(is_good) };
+        Ok(current.clone().find(is_good).or(own).cloned().or(boot).or_else(baked))
+    }
+
+    /// What lies on disk, what was live first, then the newest.
+    fn baked(&self) -> impl Iterator<Item = &Revision> {
+        let current = self.live.revision.iter().filter(|live| self.releases.contains(live));
+        current.chain(self.releases.iter().rev())
     }
 
     fn leave(&mut self, reason: String) {
@@ -197,6 +249,7 @@ impl Machine {
         let order = self.order();
         self.journal.proven.iter().any(|proven| {
             proven != revision
+                && !self.is_shunned(proven)
                 && self.releases.contains(proven)
                 && self.journal.rejection(order, proven).is_none()
         })

@@ -12,10 +12,12 @@
 //! PURE.
 
 use towline_protocol::ids::Revision;
+use towline_protocol::poll::Duty;
 use towline_protocol::report::{Cause, Evidence, Failure, Health};
 
 use super::{
-    Aim, Effect, How, Live, Machine, Outcome, RESUMES_MAX, Retry, State, Step, Task, Window,
+    Aim, Effect, How, Leave, Live, Machine, Outcome, Owed, RESUMES_MAX, Retry, State, Step, Task,
+    Window,
 };
 use crate::journal::Swap;
 
@@ -25,11 +27,12 @@ const RESTORES_MAX: u32 = 3;
 
 impl Machine {
     /// Journals that the swap begins; nothing live is touched before that is durable.
-    pub(super) fn swap(&mut self, aim: Aim, effects: &mut Vec<Effect>) {
+    pub(super) fn swap(&mut self, aim: Aim, leave: Option<Leave>, effects: &mut Vec<Effect>) {
         // A restore that did not succeed is still owed to what served before it.
         let owed = self.journal.swap.as_ref().and_then(|swap| swap.from.clone());
         let live = self.live.revision.clone().filter(|_| self.live.is_running);
-        let how = if aim.restart > self.journal.restart && live.is_some() {
+        let is_ordered = aim.ordered > self.journal.orders.restart;
+        let how = if (aim.restart > self.journal.restart || is_ordered) && live.is_some() {
             How::Restart
         } else {
             How::Reload
@@ -49,18 +52,24 @@ impl Machine {
             from: owed.or(from),
             failed: None,
             restart: aim.restart,
+            ordered: aim.ordered,
             resumes: 0,
         };
         // In memory as well, so that whatever is journalled meanwhile keeps it.
-        let owed = self.journal.swap.replace(swap.clone());
-        self.state = State::Journalling { swap, how, owed };
+        let owed =
+            Owed { swap: self.journal.swap.replace(swap.clone()), leave: self.journal.leave };
+        if leave.is_some() {
+            self.journal.leave = Some(self.asked.take().unwrap_or(0));
+        }
+        self.state = State::Journalling { swap, how, owed, leave };
         self.begin(Task::Journal(Box::new(self.journal.clone())), effects);
     }
 
     /// Takes up a swap that the last run of the agent left unfinished.
     pub(super) fn resume(&mut self, mut swap: Swap, effects: &mut Vec<Effect>) {
         swap.resumes += 1;
-        let is_order = swap.restart > self.journal.restart && swap.from.is_some();
+        let is_ordered = swap.ordered > self.journal.orders.restart;
+        let is_order = (swap.restart > self.journal.restart || is_ordered) && swap.from.is_some();
         // The journal that told of the proof may have been lost to a full disk, and what served
         // before pruned since: then the ladder is left to go back to.
         swap.from = swap.from.filter(|from| self.releases.contains(from));
@@ -96,7 +105,7 @@ impl Machine {
         &mut self,
         swap: Swap,
         how: How,
-        before: Option<(Live, Option<Swap>)>,
+        before: Option<(Live, Owed)>,
         effects: &mut Vec<Effect>,
     ) {
         self.before = before;
@@ -164,10 +173,9 @@ impl Machine {
         let said = format!("{} could not be taken up again: {detail}", swap.to.short());
         self.degraded = Some(said);
         self.live.health = None;
-        let revision = swap.to.clone();
         self.falls = self.falls.saturating_add(1);
         let attempt = self.falls;
-        self.failure = Some(Failure { revision, cause: Cause::Host, detail, attempt });
+        self.failure = Some(failure(&swap, swap.to.clone(), Cause::Host, detail, attempt));
         self.wait(Retry::Resume(swap, how), attempt, effects);
     }
 
@@ -177,8 +185,9 @@ impl Machine {
         (self.falls, self.restores) = (0, 0);
         self.failure = None;
         self.journal.swap = None;
-        self.journal.restart = self.journal.restart.max(swap.restart);
+        self.carried_out(swap);
         self.journal.prove(&swap.to);
+        self.settle_leave();
         effects.push(Effect::Journal(Box::new(self.journal.clone())));
         effects.push(Effect::Prune(self.keep()));
         self.serve_on(effects);
@@ -187,24 +196,37 @@ impl Machine {
     /// Something serves: what does the newest target still ask for?
     fn serve_on(&mut self, effects: &mut Vec<Effect>) {
         let is_boot = self.ladder.is_some();
+        let tried = self.ladder.as_ref().map_or(Vec::new(), |ladder| ladder.tried().to_vec());
         self.step_off();
-        let target = self.journal.target.clone();
-        let Some(target) = target.filter(|target| is_boot && !self.serves(&target.revision)) else {
-            return self.consider(effects);
-        };
-        if self.journal.rejection(target.order, &target.revision).is_some() {
+        // What the boot was not assigned is not what failed on it.
+        let wanted = self.wanted().filter(|wanted| is_boot && !self.serves(wanted));
+        let wanted = wanted.filter(|wanted| self.duty() != Duty::Hold && tried.contains(wanted));
+        let Some(revision) = wanted else { return self.consider(effects) };
+        if self.journal.rejection(self.order(), &revision).is_some() {
             return self.rest(effects);
         }
         // On a lower rung. What just failed needs a moment before it is tried again; what was good here
         // and did not boot needs more, since that took nothing of what serves now.
-        let did_not_boot =
-            self.journal.is_proven(&target.revision) && self.releases.contains(&target.revision);
-        let aim = Aim { revision: target.revision, order: target.order, restart: target.restart };
+        let did_not_boot = self.journal.is_proven(&revision) && self.releases.contains(&revision);
+        let aim = self.aim(revision);
         if did_not_boot {
             let until = self.now + self.policy.backoff_max;
             return self.wait_until(Retry::Prepare(aim), 1, until, effects);
         }
         self.wait(Retry::Prepare(aim), 1, effects);
+    }
+
+    /// Notes the orders to restart that a swap has carried out.
+    fn carried_out(&mut self, swap: &Swap) {
+        self.journal.restart = self.journal.restart.max(swap.restart);
+        self.journal.orders.restart = self.journal.orders.restart.max(swap.ordered);
+    }
+
+    /// What leave was used for is over once something proven is healthy; returns whether there was any.
+    pub(super) fn settle_leave(&mut self) -> bool {
+        let is_healthy = self.live.health == Some(Health::Healthy);
+        let is_good = self.live.revision.as_ref().is_some_and(|live| self.journal.is_proven(live));
+        is_healthy && is_good && self.journal.swap.is_none() && self.journal.leave.take().is_some()
     }
 
     fn live_failed(
@@ -214,9 +236,8 @@ impl Machine {
         detail: String,
         effects: &mut Vec<Effect>,
     ) {
-        let revision = swap.to.clone();
-        let said = format!("{} failed once it was live: {detail}", revision.short());
-        self.failure = Some(Failure { revision, cause, detail: detail.clone(), attempt: 1 });
+        let said = format!("{} failed once it was live: {detail}", swap.to.short());
+        self.failure = Some(failure(&swap, swap.to.clone(), cause, detail.clone(), 1));
         self.live.health = Some(Health::Unhealthy);
         let is_restart = swap.from.as_ref() == Some(&swap.to);
         // A boot of what was good here before has failed by what is around it, as far as is known.
@@ -226,7 +247,7 @@ impl Machine {
             self.journal.reject(swap.order, swap.to.clone(), detail.clone());
         }
         // An order to restart is carried out once, however it ends.
-        self.journal.restart = self.journal.restart.max(swap.restart);
+        self.carried_out(&swap);
         swap.failed = Some(detail);
         if swap.from.is_some() {
             self.journal.swap = Some(swap.clone());
@@ -250,7 +271,11 @@ impl Machine {
     /// Was the swap to what a target asked for, and not to a lower rung of the ladder?
     fn is_assigned(&self, swap: &Swap) -> bool {
         match &self.journal.target {
-            Some(target) if target.order == swap.order => target.revision == swap.to,
+            Some(target) if target.order == swap.order => match &target.revision {
+                Some(revision) => *revision == swap.to,
+                // What goes back because it must not serve goes to what its own disk has.
+                None => swap.from.is_some(),
+            },
             _ => true,
         }
     }
@@ -267,7 +292,7 @@ impl Machine {
             return self.fall(&swap, unfinished(&swap), effects);
         };
         let from = Some(swap.to.clone());
-        self.before = Some((self.live.clone(), None));
+        self.before = Some((self.live.clone(), Owed { swap: None, leave: None }));
         self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
         self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
         self.begin(Task::Activate { to, from, how }, effects);
@@ -304,6 +329,7 @@ impl Machine {
                 // That it took more than one attempt is over; what made it necessary is not.
                 self.failure.take_if(|failure| failure.cause == Cause::Restore);
                 self.journal.swap = None;
+                self.settle_leave();
                 effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 effects.push(Effect::Prune(self.keep()));
                 self.consider(effects);
@@ -318,7 +344,7 @@ impl Machine {
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
                 self.falls = self.falls.saturating_add(1);
                 let attempt = self.falls;
-                self.failure = Some(Failure { revision: to, cause: Cause::Host, detail, attempt });
+                self.failure = Some(failure(&swap, to, Cause::Host, detail, attempt));
                 if self.has_better(&swap) {
                     return self.consider(effects);
                 }
@@ -327,8 +353,7 @@ impl Machine {
             (_, Outcome::Failed(_, detail)) => {
                 self.live.health = Some(Health::Unhealthy);
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
-                self.failure =
-                    Some(Failure { revision: to, cause: Cause::Restore, detail, attempt });
+                self.failure = Some(failure(&swap, to, Cause::Restore, detail, attempt));
                 self.falls = self.falls.saturating_add(1);
                 self.restores = self.restores.saturating_add(1);
                 if self.restores >= RESTORES_MAX && self.has_other(&swap) {
@@ -358,12 +383,22 @@ impl Machine {
 
     /// Is there a newer target than the one whose failure could not be undone?
     pub(super) fn has_better(&self, swap: &Swap) -> bool {
-        let Some(target) = &self.journal.target else { return false };
-        target.order > swap.order
-            && swap.from.as_ref() != Some(&target.revision)
-            && self.journal.rejection(target.order, &target.revision).is_none()
-            && !self.is_refused(&target.revision)
+        let order = self.order();
+        // One that names no revision is satisfied by what served before, or by the ladder.
+        let target = self.journal.target.as_ref().and_then(|target| target.revision.as_ref());
+        target.is_some_and(|target| {
+            self.duty() == Duty::Take
+                && order > swap.order
+                && swap.from.as_ref() != Some(target)
+                && self.journal.rejection(order, target).is_none()
+                && !self.is_refused(target)
+        })
     }
+}
+
+/// What went wrong with a release, for the target that a swap serves.
+fn failure(swap: &Swap, revision: Revision, cause: Cause, detail: String, attempt: u32) -> Failure {
+    Failure { order: Some(swap.order), revision, cause, detail, attempt }
 }
 
 /// Says of a swap that the last run left what there is to say.

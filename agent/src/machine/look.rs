@@ -19,7 +19,7 @@ use towline_protocol::report::{Cause, Evidence, Health};
 
 use super::{Effect, Machine, Outcome, Retry, State, Task, Window};
 
-/// The time from one look at the live release's health to the next.
+/// The time from one look at the live release's health to the next, where the source does not say.
 pub(super) const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 impl Machine {
@@ -33,7 +33,7 @@ impl Machine {
             self.state = State::Stocking { revision: revision.clone() };
             return self.begin(Task::Prepare { revision, unless_like: None }, effects);
         }
-        effects.push(Effect::WakeAt(self.now + CHECK_EVERY));
+        effects.push(Effect::WakeAt(self.now + self.hint.probe_every));
     }
 
     /// What a boot would fall back to, and would have to fetch just when it cannot: it is made ready as
@@ -70,11 +70,11 @@ impl Machine {
 
     /// When a wait for `retry` is to be interrupted by a look; `None` where nothing serves that ought to.
     pub(super) fn look_due(&self, retry: &Retry) -> Option<Duration> {
-        let serves = matches!(retry, Retry::Prepare(_))
+        let serves = matches!(retry, Retry::Prepare(_) | Retry::Ask { .. })
             && self.ladder.is_none()
             && self.live.is_running
             && self.live.revision.is_some();
-        serves.then(|| self.looked + CHECK_EVERY)
+        serves.then(|| self.looked + self.hint.probe_every)
     }
 
     /// What serves may be down: that is not waited for until the next look.
@@ -127,8 +127,11 @@ impl Machine {
                 }
                 let live = self.live.revision.clone();
                 self.failure.take_if(|failure| Some(&failure.revision) == live.as_ref());
-                if let (Window::Full, Some(revision)) = (window, live) {
+                let is_news = window == Window::Full;
+                if let Some(revision) = live.filter(|_| is_news) {
                     self.journal.accept(&revision);
+                }
+                if self.settle_leave() || is_news {
                     effects.push(Effect::Journal(Box::new(self.journal.clone())));
                 }
                 if is_boot {
@@ -161,8 +164,14 @@ impl Machine {
             _ => {}
         }
         match back {
-            Some(State::Waiting { retry, attempt, until }) if !is_boot => {
-                self.wait_until(retry, attempt, until, effects);
+            Some(State::Waiting { retry, attempt, until })
+                if !is_boot && self.is_due(&retry) && !self.has_ordered() =>
+            {
+                match retry {
+                    // That word came during the look.
+                    Retry::Ask { aim, ask } if ask != self.hint.ask => self.ask(aim, 1, effects),
+                    retry => self.wait_until(retry, attempt, until, effects),
+                }
             }
             _ => self.consider(effects),
         }

@@ -4,16 +4,26 @@
 //! ends with the report. Revisions are single letters, generations are numbers; all times are seconds.
 //! The shorthand is read by [`Play`].
 
+use towline_protocol::poll::Duty;
+use towline_protocol::report::Orders;
+use towline_protocol::target::Target;
+
 use super::*;
+use crate::journal::Heard;
 
 mod boots;
 mod deploys;
+mod duties;
 mod killed;
+mod permits;
 mod serving;
 mod targets;
 
 /// A rule in words; how the instance was found; events and effects; the report in the end.
-type Rule = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
+type Rule = (&'static str, &'static str, Steps, &'static str);
+
+/// Events, each with its effects.
+type Steps = &'static [(&'static str, &'static str)];
 
 /// One instance, driven and described in shorthand.
 struct Play {
@@ -23,6 +33,8 @@ struct Play {
     told: Option<Report>,
     /// The journal that is on disk.
     written: Journal,
+    /// Is the report described with its marks for the coordinator?
+    is_marked: bool,
 }
 
 fn revision(letter: &str) -> Revision {
@@ -45,10 +57,33 @@ fn target(words: &[&str]) -> Target {
         version: 1,
         group: "web".parse().unwrap(),
         order: order(words[0]),
-        revision: revision(words[1]),
+        revision: (words[1] != "not").then(|| revision(words[1])),
+        not: option("not").map(revision),
         fallback: option("fallback").map(revision),
+        quarantine: option("quarantine").map(revision).into_iter().collect(),
         restart: option("restart").map_or(0, |count| count.parse().unwrap()),
     }
+}
+
+/// Reads what a word says besides its target: `2 b hold`, `2 b prepare boot a`, `2 b boot none`, and
+/// `ask 3`, `every 5`, `order 1`, `retry 1`. What is not said is as a file has it.
+fn word(words: &[&str]) -> Word {
+    let option = |name| words.iter().position(|word| *word == name).map(|at| words[at + 1]);
+    let number = |name| option(name).map(|count| count.parse().unwrap());
+    let mut word = Word::of_target(target(words));
+    if words.contains(&"hold") {
+        word.duty = Duty::Hold;
+    } else if words.contains(&"prepare") {
+        word.duty = Duty::Prepare;
+    }
+    if let Some(boot) = option("boot") {
+        word.boot = (boot != "none").then(|| revision(boot));
+    }
+    word.ask = number("ask").unwrap_or(0);
+    word.probe_every_s = option("every").map_or(60, |count| count.parse().unwrap());
+    word.orders =
+        Orders { restart: number("order").unwrap_or(0), retry: number("retry").unwrap_or(0) };
+    word
 }
 
 fn cause(word: &str) -> Cause {
@@ -59,8 +94,11 @@ fn outcome(word: &str, rest: &[&str]) -> Option<Outcome> {
     Some(match word {
         "prepared" => Outcome::Prepared { alike: false },
         "alike" => Outcome::Prepared { alike: true },
-        "yes" => Outcome::Permitted(true),
-        "no" => Outcome::Permitted(false),
+        "yes" => {
+            let until = rest.first().map(|by| Duration::from_secs(by.parse().unwrap()));
+            Outcome::Permitted(Leave { until })
+        }
+        "no" => Outcome::Denied,
         "journalled" => Outcome::Journalled,
         "activated" => Outcome::Activated(How::Reload),
         "started" => Outcome::Activated(How::Restart),
@@ -88,7 +126,13 @@ impl Play {
                 "current" => state.current = Some(revision(rest[0])),
                 "runs" => state.is_running = true,
                 "proven" => journal.proven = rest.iter().map(|word| revision(word)).collect(),
-                "seen" => journal.target = Some(target(rest)),
+                "seen" => {
+                    let word = word(rest);
+                    journal.word = Some(Heard { duty: word.duty, boot: word.boot });
+                    journal.target = word.target;
+                }
+                "used" => journal.leave = Some(rest[0].parse().unwrap()),
+                "run" => journal.run = rest[0].parse().unwrap(),
                 "restarted" => journal.restart = rest[0].parse().unwrap(),
                 "rejected" => {
                     journal.reject(order(rest[0]), revision(rest[1]), "it broke".to_owned());
@@ -98,10 +142,11 @@ impl Play {
                     let target = target(&[&[rest[0], to], &rest[2..]].concat());
                     journal.swap = Some(Swap {
                         order: target.order,
-                        to: target.revision,
+                        to: target.revision.unwrap(),
                         from: (!from.is_empty()).then(|| revision(from)),
                         failed: None,
                         restart: target.restart,
+                        ordered: 0,
                         resumes: 0,
                     });
                 }
@@ -125,7 +170,8 @@ impl Play {
         };
         let written = journal.clone();
         let (machine, effects) = Machine::new(policy, journal, found);
-        let mut play = Self { machine, now: Duration::ZERO, wake: None, told: None, written };
+        let (now, wake, is_marked) = (Duration::ZERO, None, false);
+        let mut play = Self { machine, now, wake, told: None, written, is_marked };
         let told = play.tell(effects);
         (play, told)
     }
@@ -138,7 +184,7 @@ impl Play {
             is_running: true,
         };
         let (play, told) = Self::start(self.written.clone(), found);
-        *self = play;
+        *self = Self { is_marked: self.is_marked, ..play };
         told
     }
 
@@ -163,7 +209,12 @@ impl Play {
             words.remove(0);
         }
         let event = match words[0] {
-            "target" => Event::Targeted(target(&words[1..])),
+            "target" => Event::Told(word(&words[1..])),
+            "no" if words.get(1) == Some(&"target") => {
+                let word = word(&["1", "a"]);
+                Event::Told(Word { target: None, ..word })
+            }
+            "asked" => Event::Asked(words[1].parse().unwrap()),
             "objected" => Event::Objected("it does not parse".to_owned()),
             "woke" => {
                 self.now = self.now.max(self.wake.take().expect("a time was asked for"));
@@ -258,6 +309,28 @@ impl Play {
         if let Some(objection) = &report.objection {
             told += &format!("; objection: {}", shorten(objection));
         }
+        told + &self.marks()
+    }
+
+    /// Describes what a coordinator goes by, for the tables that are about it.
+    fn marks(&self) -> String {
+        let report = self.told.as_ref().expect("the first step reports");
+        let mut told = String::new();
+        if !self.is_marked {
+            return told;
+        }
+        let marks = [
+            (report.newborn, "newborn"),
+            (report.prepared, "prepared"),
+            (report.rejected, "rejected"),
+            (report.uses_permit, "permit"),
+        ];
+        for (_, mark) in marks.iter().filter(|(is_set, _)| *is_set) {
+            told += &format!("; {mark}");
+        }
+        if report.renounced > 0 {
+            told += &format!("; renounced {}", report.renounced);
+        }
         told
     }
 }
@@ -298,9 +371,19 @@ fn describe(task: &Task) -> String {
 
 /// Plays each rule, and compares what it says with what is done.
 fn check(rules: &[Rule]) {
+    play(rules, false);
+}
+
+/// Like [`check`], with reports that tell what a coordinator goes by.
+fn check_marked(rules: &[Rule]) {
+    play(rules, true);
+}
+
+fn play(rules: &[Rule], is_marked: bool) {
     let mut wrong = Vec::new();
     for (rule, found, steps, report) in rules {
         let (mut play, first) = Play::new(found);
+        play.is_marked = is_marked;
         let mut is_right = true;
         let mut lines = vec![format!("{rule}: {found}")];
         for (event, due) in *steps {

@@ -34,8 +34,11 @@ impl Machine {
     #[must_use]
     pub fn is_converged(&self) -> bool {
         let target = self.journal.target.as_ref();
-        target.is_some_and(|target| self.serves(&target.revision))
-            && self.live.health == Some(Health::Healthy)
+        target.is_some_and(|target| match (&target.revision, &target.not) {
+            (Some(revision), _) => self.serves(revision),
+            (None, Some(not)) => self.serving().is_some() && !self.serves(not),
+            (None, None) => false,
+        }) && self.live.health == Some(Health::Healthy)
             && self.objection.is_none()
             && matches!(self.state, State::Idle | State::Stocking { .. })
     }
@@ -55,7 +58,7 @@ impl Machine {
             instance: self.journal.instance.clone(),
             group: self.policy.group.clone(),
             order: self.journal.target.as_ref().map(|target| target.order),
-            target: self.journal.target.as_ref().map(|target| target.revision.clone()),
+            target: self.journal.target.as_ref().and_then(|target| target.revision.clone()),
             phase: self.phase(),
             serving: self.live.revision.clone().filter(|_| self.live.is_running),
             alike: self.alike.clone(),
@@ -64,7 +67,32 @@ impl Machine {
             degraded: self.degraded.clone().or_else(|| self.live.trouble.clone()),
             objection: self.objection.clone(),
             failure: self.failure.clone(),
+            proven: self.serving().is_some_and(|revision| self.journal.is_proven(revision)),
+            adopted: false,
+            newborn: self.is_newborn(),
+            rejected: self.has_rejected(),
+            restart: self.journal.restart,
+            uses_permit: self.uses_permit(),
+            renounced: self.renounced,
+            orders: self.journal.orders,
+            prepared: self.wanted().is_some_and(|wanted| self.releases.contains(&wanted)),
         }
+    }
+
+    /// Has what the newest target asks for failed here after its swap?
+    fn has_rejected(&self) -> bool {
+        let Some(target) = &self.journal.target else { return false };
+        self.journal.rejected.iter().any(|rejected| {
+            let is_it = |revision: &Revision| *revision == rejected.revision;
+            rejected.order == target.order && target.revision.as_ref().is_none_or(is_it)
+        })
+    }
+
+    /// May a permit be in use? Until something proven is healthy again, a swap's outcome is open.
+    fn uses_permit(&self) -> bool {
+        matches!(self.state, State::Asking { .. })
+            || self.journal.swap.is_some()
+            || self.journal.leave.is_some()
     }
 
     fn phase(&self) -> Phase {
@@ -74,6 +102,8 @@ impl Machine {
             State::Checking { .. } if self.ladder.is_some() => Phase::Waiting,
             State::Idle | State::Stocking { .. } | State::Checking { .. } => Phase::Idle,
             State::Preparing { .. } => Phase::Preparing,
+            // It has asked, and will again.
+            State::Waiting { retry: Retry::Ask { .. }, .. } => Phase::Asking,
             State::Waiting { .. } => Phase::Waiting,
             State::Asking { .. } => Phase::Asking,
             State::Journalling { .. } | State::Live { step: Step::Activate, .. } => {

@@ -19,9 +19,10 @@ use futures_util::StreamExt;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use towline_protocol::ids::Group;
+use towline_protocol::poll::Word;
 use towline_protocol::target::{SIZE_BYTES_MAX, Target};
 
-use super::Word;
+use super::Said;
 use crate::error;
 
 /// How often the file is looked at, events or none: one wake-up a minute is all that idling costs.
@@ -110,7 +111,7 @@ impl FileSource {
 
     /// Reads the file as it is now.
     #[must_use]
-    pub fn read(&self) -> Word {
+    pub fn read(&self) -> Said {
         // Before the bytes: what is written meanwhile is another file at the next look.
         self.last.set(Stamp::of(&self.path));
         read(&self.path, &self.group)
@@ -169,16 +170,16 @@ async fn next(watch: &mut Option<Watch>) -> Option<io::Result<EventOwned>> {
 
 /// Reads the target of `group` from the file at `path`.
 #[must_use]
-pub fn read(path: &Path, group: &Group) -> Word {
+pub fn read(path: &Path, group: &Group) -> Said {
     let objection = |what: &dyn std::error::Error, hint: &str| {
-        Word::Objection(format!("target file {}: {}; {hint}", path.display(), error::chain(what)))
+        Said::Objection(format!("target file {}: {}; {hint}", path.display(), error::chain(what)))
     };
     let bytes = match read_bytes(path) {
         Ok(bytes) => bytes,
         Err(source) => return objection(&source, "write the group's target there"),
     };
     match Target::parse(&bytes, group) {
-        Ok(target) => Word::Target(target),
+        Ok(target) => Said::Word(Word::of_target(target)),
         Err(source) => objection(&source, source.hint()),
     }
 }
@@ -216,11 +217,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("target.json");
         let mut source = FileSource::watch(&path, &"web".parse().unwrap()).unwrap();
-        assert!(matches!(source.read(), Word::Objection(_)), "there is no file yet");
+        assert!(matches!(source.read(), Said::Objection(_)), "there is no file yet");
 
         let generation = |word| match word {
-            Word::Target(target) => target.order.generation,
-            Word::Objection(reason) => panic!("{reason}"),
+            Said::Word(word) => word.target.unwrap().order.generation,
+            Said::Objection(reason) => panic!("{reason}"),
         };
         fs::write(&path, document(1)).unwrap();
         source.changed().await;
@@ -237,7 +238,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         loop {
             source.changed().await;
-            if matches!(source.read(), Word::Objection(_)) {
+            if matches!(source.read(), Said::Objection(_)) {
                 break;
             }
         }
@@ -248,8 +249,8 @@ mod tests {
         loop {
             source.changed().await;
             let generation = match source.read() {
-                Word::Target(target) => target.order.generation,
-                Word::Objection(_) => 0,
+                Said::Word(word) => word.target.unwrap().order.generation,
+                Said::Objection(_) => 0,
             };
             if generation == expected {
                 return;
@@ -294,7 +295,7 @@ mod tests {
         fs::write(far.join("web.json"), document(1)).unwrap();
         symlink(far.join("web.json"), &path).unwrap();
         let mut source = FileSource::watch_every(&path, &"web".parse().unwrap(), OFTEN).unwrap();
-        assert!(matches!(source.read(), Word::Target(_)));
+        assert!(matches!(source.read(), Said::Word(_)));
         fs::write(far.join("new"), document(2)).unwrap();
         fs::rename(far.join("new"), far.join("web.json")).unwrap();
         await_generation(&mut source, 2).await;
@@ -317,7 +318,7 @@ mod tests {
         fs::write(&path, document(1)).unwrap();
         let mut source = FileSource::watch_every(&path, &"web".parse().unwrap(), NEVER).unwrap();
         assert!(source.is_seen(), "it was never read");
-        assert!(matches!(source.read(), Word::Target(_)));
+        assert!(matches!(source.read(), Said::Word(_)));
         assert!(!source.is_seen());
     }
 
@@ -325,13 +326,13 @@ mod tests {
     fn what_is_no_file_is_an_objection_and_holds_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let group: Group = "web".parse().unwrap();
-        assert!(matches!(read(dir.path(), &group), Word::Objection(_)), "a directory");
+        assert!(matches!(read(dir.path(), &group), Said::Objection(_)), "a directory");
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(read(&pipe, &group), Word::Objection(_)), "a pipe");
+        assert!(matches!(read(&pipe, &group), Said::Objection(_)), "a pipe");
         let large = dir.path().join("large");
         fs::write(&large, " ".repeat(1 << 20)).unwrap();
-        assert!(matches!(read(&large, &group), Word::Objection(_)), "too large");
-        assert!(matches!(read(Path::new("/dev/zero"), &group), Word::Objection(_)), "a device");
+        assert!(matches!(read(&large, &group), Said::Objection(_)), "too large");
+        assert!(matches!(read(Path::new("/dev/zero"), &group), Said::Objection(_)), "a device");
     }
 }

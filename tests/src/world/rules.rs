@@ -153,7 +153,7 @@ impl World {
             ("runs", self.running.as_ref().filter(on_disk)),
             ("is current", self.current.as_ref()),
             ("was proven before", journal.proven.iter().rev().filter(on_disk).find(other)),
-            ("is the target", target.map(|target| &target.revision)),
+            ("is the target", target.and_then(|target| target.revision.as_ref())),
             ("is the fallback", target.and_then(|target| target.fallback.as_ref())),
         ];
         for (what, revision) in needed {
@@ -215,7 +215,8 @@ impl World {
             if is_busy || !is_healthy {
                 return Err("converged, it says, and does not know".to_owned());
             }
-            let content = target.map(|target| self.content(&target.revision));
+            let revision = target.and_then(|target| target.revision.as_ref());
+            let content = revision.map(|revision| self.content(revision));
             let runs = self.running.as_ref().map(|running| self.content(running));
             if content != runs && !self.has_died {
                 return Err(format!("converged, it says, and {:?} runs", self.running));
@@ -237,9 +238,10 @@ impl World {
             |revision: &Revision| self.character(revision).is_some_and(Character::is_good);
         // What failed for this very target is not activated again for it.
         let is_open = |revision: &Revision| journal.rejection(target.order, revision).is_none();
-        if is_good(&target.revision) && is_open(&target.revision) {
+        let revision = target.revision.as_ref().ok_or("it names a revision")?;
+        if is_good(revision) && is_open(revision) {
             if !self.machine.is_converged() {
-                return Err(format!("{} is good and was not reached", target.revision.short()));
+                return Err(format!("{} is good and was not reached", revision.short()));
             }
             if self.started_for < target.restart || journal.restart < target.restart {
                 return Err("an order to restart was not carried out".to_owned());
@@ -277,7 +279,8 @@ impl World {
             }
         }
         let target = self.target.as_ref().ok_or("there is a target")?;
-        let is_refused = self.character(&target.revision) == Some(Character::Refused);
+        let is_refused = target.revision.as_ref().and_then(|own| self.character(own))
+            == Some(Character::Refused);
         let is_idle = self.told.as_ref().is_some_and(|told| told.phase == Phase::Idle);
         // A boot with nothing left tries for three quarters of its time, again and again.
         let enough = if is_refused && is_idle { 1 } else { 70 };

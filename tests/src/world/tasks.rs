@@ -1,6 +1,6 @@
 //! How the simulated world begins tasks, and how they end in it.
 
-use towline_agent::machine::{How, Outcome, Task, TaskId};
+use towline_agent::machine::{How, Leave, Outcome, Task, TaskId};
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence};
 
@@ -14,8 +14,9 @@ impl World {
         match &task {
             Task::Prepare { revision, .. } => {
                 let target = self.machine.journal().target.as_ref();
-                self.prepares +=
-                    usize::from(target.is_some_and(|target| target.revision == *revision));
+                self.prepares += usize::from(
+                    target.is_some_and(|target| target.revision.as_ref() == Some(revision)),
+                );
                 let may_hang = self.has_faults && !self.releases.contains(revision);
                 let hangs = may_hang && self.random.one_in(8);
                 self.hangs = hangs.then(|| self.now + PREPARE_DEADLINE);
@@ -69,8 +70,14 @@ impl World {
                 Ok(Outcome::Prepared { alike: false })
             }
             Task::Ask(order) => {
-                self.leave = (!is_unlucky).then_some(*order);
-                Ok(Outcome::Permitted(!is_unlucky))
+                if is_unlucky && self.random.one_in(2) {
+                    return failed(Cause::Fetch, "no answer");
+                }
+                if is_unlucky {
+                    return Ok(Outcome::Denied);
+                }
+                self.leave = Some(*order);
+                Ok(Outcome::Permitted(Leave::default()))
             }
             Task::Journal(_) if self.is_full => failed(Cause::Disk, "full"),
             Task::Journal(_) => Ok(Outcome::Journalled),

@@ -1,0 +1,295 @@
+//! Everything that a coordinator has in its head: records, who was heard of, parked polls, its clock.
+//!
+//! ```text
+//!   changes of the store ──► records ──► polls that are answered
+//!   messages ──► signs of life, and drafts of what to store
+//!   time     ──► clocks that run on, leases that end
+//! ```
+//!
+//! It acts on nothing: the desk commits its drafts and brings it what the store says. Time comes in as an
+//! argument, so that a simulation runs the same board as a coordinator does.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use towline_protocol::api::ErrorBody;
+use towline_protocol::ids::{Group, Instance};
+use towline_protocol::poll::{Goodbye, Message, Poll, Question, lease_s};
+use towline_protocol::rollout::Clock;
+use towline_protocol::time::Timestamp;
+
+use crate::fleet::{Attendance, Presence};
+use crate::hub::{Hub, Polled};
+use crate::records::{Draft, GroupState, RecordError, Records, key};
+use crate::rollout::operations::{Act, unknown_group};
+use crate::rollout::permits::Leave;
+use crate::rollout::{self, Decision, permits, reports};
+use crate::store::Change;
+
+pub mod uptime;
+
+use uptime::Uptime;
+
+/// How coarsely the time of the last sign of life is stored.
+const SEEN_EVERY: Duration = Duration::from_secs(600);
+
+/// A moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// A reading of the monotonic clock.
+    pub read: Duration,
+    /// The time of day.
+    pub at: Timestamp,
+}
+
+/// Everything that a coordinator has in its head.
+#[derive(Debug)]
+pub struct Board {
+    records: Records,
+    uptime: Uptime,
+    /// When each instance was last heard of, on the uptime's clock.
+    heard: BTreeMap<Group, BTreeMap<Instance, Duration>>,
+    lease: Duration,
+    hub: Hub,
+}
+
+impl Board {
+    /// Begins with these records. `wait_s`: how long polls hang.
+    #[must_use]
+    pub fn new(records: Records, wait_s: u32, now: Moment) -> Self {
+        let lease = Duration::from_secs(lease_s(wait_s).into());
+        Self {
+            records,
+            uptime: Uptime::start(now.read, lease),
+            heard: BTreeMap::new(),
+            lease,
+            // Milliseconds since 1970: no earlier run has told this number to anybody.
+            hub: Hub::new(wait_s, now.at.0),
+        }
+    }
+
+    /// Returns the records.
+    #[must_use]
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Replaces all records: what is kept of changes did not reach back far enough.
+    pub fn reload(&mut self, records: Records) {
+        self.records = records;
+        let groups: Vec<Group> = self.records.groups().map(|state| state.group.clone()).collect();
+        for group in &groups {
+            self.refresh(group);
+        }
+    }
+
+    /// Takes up changes of the store, in their order. Returns the groups that they touch, and which
+    /// records could not be read: those stay as they were, so that whoever decides on them loses every
+    /// race and says so.
+    pub fn apply(&mut self, changes: &[Change]) -> (Vec<Group>, Vec<RecordError>) {
+        let (mut touched, mut lost) = (Vec::new(), Vec::new());
+        for change in changes {
+            match self.records.apply(change) {
+                Ok(Some(group)) if !touched.contains(&group) => touched.push(group),
+                Ok(_) => {}
+                Err(error) => lost.push(error),
+            }
+        }
+        for group in &touched {
+            self.refresh(group);
+        }
+        (touched, lost)
+    }
+
+    /// Lets the clocks of all rollouts run on to this moment, and looks at who has fallen silent. Returns
+    /// all groups.
+    pub fn tick(&mut self, now: Moment) -> Vec<Group> {
+        self.read_clock(now);
+        let groups: Vec<Group> = self.records.groups().map(|state| state.group.clone()).collect();
+        for group in &groups {
+            self.refresh(group);
+        }
+        groups
+    }
+
+    fn read_clock(&mut self, now: Moment) {
+        let counted = self.uptime.read(now.read);
+        for state in self.records.groups() {
+            if let Some(rollout) = state.going() {
+                self.uptime.tick(&state.group, rollout, counted);
+            }
+        }
+    }
+
+    /// Returns the time as a group's rollout has it.
+    pub fn clock(&mut self, group: &Group, now: Moment) -> rollout::Now {
+        self.read_clock(now);
+        let clock = self.records.group(group).and_then(|state| {
+            let stored = state.clock.as_ref().map(|kept| &kept.value);
+            Some(self.uptime.clock_of(group, state.going()?, stored))
+        });
+        let clock = clock.unwrap_or_default();
+        rollout::Now { at: now.at, bake_ms: clock.bake_ms, deadline_ms: clock.deadline_ms }
+    }
+
+    /// Returns who of a group is there.
+    #[must_use]
+    pub fn attendance(&self, group: &Group) -> Attendance {
+        let mut attendance = Attendance::default();
+        let Some(state) = self.records.group(group) else { return attendance };
+        let up = self.uptime.up();
+        let heard = self.heard.get(group);
+        for record in state.members() {
+            let presence = match heard.and_then(|heard| heard.get(&record.instance)) {
+                Some(heard) if up.saturating_sub(*heard) <= self.lease => Presence::Here,
+                // Whoever joined before this coordinator started has a lease from its start.
+                None if up <= self.lease => Presence::Unheard,
+                _ => Presence::Silent,
+            };
+            attendance.note(record.instance.clone(), presence);
+        }
+        attendance
+    }
+
+    /// Returns for how long an instance was not heard of; `None`: not since this coordinator started.
+    #[must_use]
+    pub fn unheard_for(&self, group: &Group, instance: &Instance) -> Option<Duration> {
+        let heard = self.heard.get(group)?.get(instance)?;
+        Some(self.uptime.up().saturating_sub(*heard))
+    }
+
+    /// Notes a sign of life.
+    pub fn hear(&mut self, group: &Group, instance: &Instance, now: Moment) {
+        self.read_clock(now);
+        let up = self.uptime.up();
+        self.heard.entry(group.clone()).or_default().insert(instance.clone(), up);
+    }
+
+    /// Something of a group changed, or somebody has fallen silent: polls are answered.
+    pub fn refresh(&mut self, group: &Group) {
+        let attendance = self.attendance(group);
+        match self.records.group(group) {
+            Some(state) => {
+                self.hub.refresh(state, &attendance);
+                if let Some(heard) = self.heard.get_mut(group) {
+                    heard.retain(|instance, _| state.instances.contains_key(instance));
+                }
+            }
+            None => {
+                self.heard.remove(group);
+            }
+        }
+    }
+
+    fn known(&self, group: &Group) -> Result<&GroupState, ErrorBody> {
+        self.records.group(group).ok_or_else(|| unknown_group(group))
+    }
+
+    /// Returns what is to be stored before a poll is taken up: whoever is not known joins.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist.
+    pub fn join(&self, poll: &Poll, now: Moment) -> Result<Option<Draft>, ErrorBody> {
+        let known = self.known(&poll.group)?;
+        Ok(reports::polled(known, &poll.instance, poll.seq, now.at, SEEN_EVERY))
+    }
+
+    /// Answers a poll, or parks it.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist.
+    pub fn poll(&mut self, poll: &Poll) -> Result<Polled, ErrorBody> {
+        let known = self.records.group(&poll.group).ok_or_else(|| unknown_group(&poll.group))?;
+        Ok(self.hub.poll(known, &poll.instance, poll.seen.clone()))
+    }
+
+    /// A poll has waited for long enough.
+    pub fn leave(&mut self, group: &Group, instance: &Instance) {
+        self.hub.leave(group, instance);
+    }
+
+    /// Returns what is to be stored for a report; `None`: it has been overtaken.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist.
+    pub fn report(&self, message: &Message, now: Moment) -> Result<Option<Draft>, ErrorBody> {
+        Ok(reports::report(self.known(&message.report.group)?, message, now.at))
+    }
+
+    /// Answers a question for leave to swap: the draft is to be stored before the answer is given.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist.
+    pub fn ask(&mut self, question: &Question, now: Moment) -> Result<Leave, ErrorBody> {
+        let group = &question.group;
+        let clock = self.clock(group, now);
+        let attendance = self.attendance(group);
+        let leave = permits::decide(self.known(group)?, &attendance, question, clock);
+        if leave.permit.is_none() {
+            self.hub.refused(group);
+            self.refresh(group);
+        }
+        Ok(leave)
+    }
+
+    /// Returns what is to be stored for a goodbye; `None`: it had left already, or has come back since.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist.
+    pub fn goodbye(&self, goodbye: &Goodbye, now: Moment) -> Result<Option<Draft>, ErrorBody> {
+        let known = self.known(&goodbye.group)?;
+        Ok(reports::left(known, &goodbye.instance, Some(goodbye.seq), now.at))
+    }
+
+    /// Looks at a group's rollout: what is the next step, and what is to be stored for it? `None`: there
+    /// is none for now.
+    pub fn next_step(&mut self, group: &Group, by: &str, now: Moment) -> Option<(Decision, Draft)> {
+        let clock = self.clock(group, now);
+        let attendance = self.attendance(group);
+        let known = self.records.group(group)?;
+        let decision = rollout::evaluate(known, &attendance, clock);
+        let act = self.act(by, None, now);
+        let draft = rollout::operations::carry_out(known, &decision, &act)?;
+        Some((decision, draft))
+    }
+
+    /// Returns who does something now, and why.
+    #[must_use]
+    pub fn act(&self, by: &str, reason: Option<String>, now: Moment) -> Act {
+        Act { by: by.to_owned(), at: now.at, epoch: self.records.epoch(), reason }
+    }
+
+    /// Returns what is to be stored of a group's clocks; `None`: nothing that is not stored already.
+    pub fn clock_to_store(&mut self, group: &Group, now: Moment) -> Option<Draft> {
+        let clock = self.clock(group, now);
+        let known = self.records.group(group)?;
+        let clock = Clock {
+            generation: known.going()?.order().generation,
+            bake_ms: clock.bake_ms,
+            deadline_ms: clock.deadline_ms,
+        };
+        if known.clock.as_ref().is_some_and(|kept| kept.value == clock) {
+            return None;
+        }
+        let mut draft = Draft::new();
+        draft.on(key::clock(group), known.clock.as_ref());
+        draft.put(key::clock(group), &clock);
+        Some(draft)
+    }
+
+    /// Lets go of all polls: the coordinator stops.
+    pub fn close(&mut self) {
+        self.hub.close();
+    }
+
+    /// Returns how many polls are parked.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.hub.parked()
+    }
+}

@@ -1,0 +1,472 @@
+//! The desk: where everything that the coordinator knows is read, and everything is changed.
+//!
+//! ```text
+//!   http ──► change, report, ask, poll ──► board: decide ──► commit ──► store
+//!   driver ─────────┘        ▲                                            │ watch
+//!                            └──────────────── board: apply ◄─────────────┘
+//! ```
+//!
+//! Invariants
+//! - Whatever is answered with success is durable, and stands in the records that the next reader sees.
+//! - Decisions are made under the lock, on records that are whole; nothing waits while it is held.
+//! - Records change in one place: the watch of the store. A commit that lost a race is decided again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use towline_protocol::api::{Code, ErrorBody};
+use towline_protocol::ids::{Group, Instance};
+use towline_protocol::poll::{
+    Goodbye, Message, PERMIT_VALID_S, Permission, Poll, Question, VERSION,
+};
+use towline_protocol::time::Timestamp;
+use tracing::{error, warn};
+
+use crate::board::{Board, Moment};
+use crate::error::chain;
+use crate::failpoint;
+use crate::fleet::Attendance;
+use crate::hub::Polled;
+use crate::records::{Draft, RecordError, Records};
+use crate::rollout;
+use crate::rollout::operations::Act;
+use crate::store::embedded::Embedded;
+use crate::store::{Outcome, Store, StoreError, Version};
+
+/// How often a change that lost a race is decided again before its caller is told to try later.
+const RACES_MAX: usize = 64;
+
+/// The desk; a handle that is cheap to clone.
+#[derive(Clone)]
+pub struct Desk {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    store: Embedded,
+    wait: Duration,
+    started: Instant,
+    state: Mutex<State>,
+    /// The newest commit that the records have taken up.
+    taken_up: watch::Sender<Version>,
+    /// Something changed: the driver has to look.
+    changed: Notify,
+}
+
+struct State {
+    board: Board,
+    watchers: BTreeMap<Group, watch::Sender<u64>>,
+    figures: Figures,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Commits.
+    pub commits: u64,
+    /// Commits that lost a race.
+    pub conflicts: u64,
+    /// Polls that are parked.
+    pub parked: usize,
+}
+
+/// Why the desk could not open.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    /// The store said no.
+    #[error("could not read the store")]
+    Store(#[from] StoreError),
+    /// It holds a record that cannot be read.
+    #[error("the store holds a record that this coordinator cannot read")]
+    Record(#[from] RecordError),
+}
+
+impl Desk {
+    /// Opens the desk on a store, and begins to follow it until `stop`. `wait_s`: how long polls hang.
+    ///
+    /// # Errors
+    ///
+    /// See [`DeskError`].
+    pub async fn open(
+        store: Embedded,
+        wait_s: u32,
+        stop: CancellationToken,
+    ) -> Result<Self, DeskError> {
+        let (entries, version) = store.list("").await?;
+        let records = Records::load(entries, version)?;
+        let (taken_up, _) = watch::channel(version);
+        let started = instant();
+        let now = Moment { read: Duration::ZERO, at: now() };
+        let state = State {
+            board: Board::new(records, wait_s, now),
+            watchers: BTreeMap::new(),
+            figures: Figures::default(),
+        };
+        let desk = Self {
+            inner: Arc::new(Inner {
+                store,
+                wait: Duration::from_secs(wait_s.into()),
+                started,
+                state: Mutex::new(state),
+                taken_up,
+                changed: Notify::new(),
+            }),
+        };
+        tokio::spawn(desk.clone().follow(version, stop));
+        Ok(desk)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held was a reader's: what it guards is whole.
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { read: self.inner.started.elapsed(), at: now() }
+    }
+
+    /// Takes up whatever changes in the store.
+    async fn follow(self, from: Version, stop: CancellationToken) {
+        let mut version = from;
+        loop {
+            let followed = tokio::select! {
+                () = stop.cancelled() => break,
+                followed = self.follow_from(&mut version) => followed,
+            };
+            match followed {
+                Ok(()) => {}
+                Err(DeskError::Store(StoreError::Closed)) => break,
+                Err(error) => {
+                    error!(error = chain(&error), "could not follow the store");
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    }
+                }
+            }
+        }
+        let mut state = self.state();
+        state.board.close();
+        state.watchers.clear();
+    }
+
+    async fn follow_from(&self, version: &mut Version) -> Result<(), DeskError> {
+        let mut watched = match self.inner.store.watch("", *version).await {
+            Err(StoreError::Compacted { .. }) => return self.reload(version).await,
+            watched => watched?,
+        };
+        loop {
+            let changes = match watched.next().await {
+                Err(StoreError::Compacted { .. }) => return self.reload(version).await,
+                changes => changes?,
+            };
+            let Some(newest) = changes.iter().map(|change| change.version).max() else { continue };
+            let mut state = self.state();
+            let (touched, lost) = state.board.apply(&changes);
+            for group in &touched {
+                state.tell(group);
+            }
+            drop(state);
+            for error in lost {
+                error!(error = chain(&error), "a record is left as it was");
+            }
+            *version = newest;
+            self.inner.taken_up.send_replace(newest);
+            self.inner.changed.notify_one();
+        }
+    }
+
+    /// What is kept of changes does not reach back far enough: everything is read anew.
+    async fn reload(&self, version: &mut Version) -> Result<(), DeskError> {
+        let (entries, newest) = self.inner.store.list("").await?;
+        let records = Records::load(entries, newest)?;
+        let mut state = self.state();
+        state.board.reload(records);
+        let groups: Vec<Group> = state.watchers.keys().cloned().collect();
+        for group in &groups {
+            state.tell(group);
+        }
+        drop(state);
+        *version = newest;
+        self.inner.taken_up.send_replace(newest);
+        self.inner.changed.notify_one();
+        Ok(())
+    }
+
+    /// Reads the records as they are.
+    pub fn read<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
+        look(self.state().board.records())
+    }
+
+    /// Returns who of a group is there.
+    #[must_use]
+    pub fn attendance(&self, group: &Group) -> Attendance {
+        self.state().board.attendance(group)
+    }
+
+    /// Returns the time of day.
+    #[must_use]
+    #[allow(clippy::unused_self, reason = "time is asked for where everything else is")]
+    pub fn now(&self) -> Timestamp {
+        now()
+    }
+
+    /// Returns for how long an instance was not heard of; `None`: not since this coordinator started.
+    #[must_use]
+    pub fn unheard_for(&self, group: &Group, instance: &Instance) -> Option<Duration> {
+        self.state().board.unheard_for(group, instance)
+    }
+
+    /// Returns the time as a group's rollout has it.
+    #[must_use]
+    pub fn clock(&self, group: &Group) -> rollout::Now {
+        let now = self.moment();
+        self.state().board.clock(group, now)
+    }
+
+    /// Returns what is counted.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let state = self.state();
+        Figures { parked: state.board.parked(), ..state.figures }
+    }
+
+    /// Decides on the records as they are, and commits; decides again where somebody was faster. Returns
+    /// when it is durable and taken up.
+    ///
+    /// # Errors
+    ///
+    /// What `decide` refuses; or that the store could not be written, or too many were faster.
+    pub async fn change<T>(
+        &self,
+        group: &Group,
+        by: &str,
+        reason: Option<String>,
+        mut decide: impl FnMut(
+            &Records,
+            &Attendance,
+            rollout::Now,
+            &Act,
+        ) -> Result<(Draft, T), ErrorBody>,
+    ) -> Result<T, ErrorBody> {
+        self.settle(|board, now| {
+            let clock = board.clock(group, now);
+            let attendance = board.attendance(group);
+            let act = board.act(by, reason.clone(), now);
+            decide(board.records(), &attendance, clock, &act)
+        })
+        .await
+    }
+
+    /// Lets the board decide until its draft wins its race.
+    async fn settle<T>(
+        &self,
+        mut decide: impl FnMut(&mut Board, Moment) -> Result<(Draft, T), ErrorBody>,
+    ) -> Result<T, ErrorBody> {
+        for _ in 0..RACES_MAX {
+            let now = self.moment();
+            let (draft, answer) = decide(&mut self.state().board, now)?;
+            if self.save(draft).await? {
+                return Ok(answer);
+            }
+        }
+        Err(unavailable("the records change too fast"))
+    }
+
+    /// Commits a draft; waits until it is taken up. Returns whether it won its race.
+    ///
+    /// # Errors
+    ///
+    /// Where the store cannot be written.
+    pub async fn save(&self, draft: Draft) -> Result<bool, ErrorBody> {
+        if draft.is_empty() {
+            return Ok(true);
+        }
+        failpoint::reach("before-commit");
+        let outcome = self.inner.store.commit(draft.into_commit()).await.map_err(refusal)?;
+        failpoint::reach("after-commit");
+        match outcome {
+            Outcome::Done(version) => {
+                self.state().figures.commits += 1;
+                self.taken_up(version).await;
+                Ok(true)
+            }
+            Outcome::Conflict => {
+                self.state().figures.conflicts += 1;
+                // What was faster is in the store, and may still be on its way here.
+                if let Ok((_, newest)) = self.inner.store.list("epoch").await {
+                    self.taken_up(newest).await;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    async fn taken_up(&self, version: Version) {
+        let mut taken_up = self.inner.taken_up.subscribe();
+        // It ends with the desk.
+        taken_up.wait_for(|taken_up| *taken_up >= version).await.ok();
+    }
+
+    /// Reads a record that is not kept at hand.
+    ///
+    /// # Errors
+    ///
+    /// Where the store cannot be read, or the record.
+    pub async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ErrorBody> {
+        let entry = self.inner.store.get(key).await.map_err(refusal)?;
+        let parsed = entry.map(|entry| serde_json::from_slice(&entry.value)).transpose();
+        parsed.map_err(|error| {
+            error!(key, error = chain(&error), "a record could not be read");
+            unavailable("a record could not be read")
+        })
+    }
+
+    /// Returns the store, for what is neither read nor changed by decisions: listing, backup.
+    #[must_use]
+    pub fn store(&self) -> &Embedded {
+        &self.inner.store
+    }
+
+    /// Answers a poll: at once where its answer differs from what was seen, else as soon as it does.
+    /// `None`: nothing new within `wait_s`.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist, or a store that cannot be written.
+    pub async fn poll(&self, poll: Poll) -> Result<Option<Bytes>, ErrorBody> {
+        let (group, instance) = (&poll.group, &poll.instance);
+        self.hear(group, instance);
+        self.settle(|board, now| Ok((board.join(&poll, now)?.unwrap_or_default(), ()))).await?;
+        let polled = self.state().board.poll(&poll)?;
+        let woken = match polled {
+            Polled::Answered(bytes) => return Ok(Some(bytes)),
+            Polled::Parked(woken) => woken,
+        };
+        match tokio::time::timeout(self.inner.wait, woken).await {
+            Ok(Ok(bytes)) => Ok(Some(bytes)),
+            // Another poll of this instance took its place, or the coordinator stops.
+            Ok(Err(_)) => Ok(None),
+            Err(_) => {
+                self.state().board.leave(group, instance);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes up a report; returns when it is durable.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist, or a store that cannot be written.
+    pub async fn report(&self, message: Message) -> Result<(), ErrorBody> {
+        self.hear(&message.report.group, &message.report.instance);
+        failpoint::reach("before-report");
+        self.settle(|board, now| Ok((board.report(&message, now)?.unwrap_or_default(), ())))
+            .await?;
+        failpoint::reach("after-report");
+        Ok(())
+    }
+
+    /// Answers a question for leave to swap; a yes is stored before it is given.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist, or a store that cannot be written.
+    pub async fn ask(&self, question: Question) -> Result<Permission, ErrorBody> {
+        self.hear(&question.group, &question.instance);
+        failpoint::reach("before-permit");
+        let (permit, reason) = self
+            .settle(|board, now| {
+                let leave = board.ask(&question, now)?;
+                Ok((leave.draft, (leave.permit, leave.reason)))
+            })
+            .await?;
+        failpoint::reach("after-permit");
+        let valid_s = if permit.is_some() { PERMIT_VALID_S } else { 0 };
+        Ok(Permission { version: VERSION, permit, valid_s, reason })
+    }
+
+    /// An instance leaves.
+    ///
+    /// # Errors
+    ///
+    /// A group that does not exist, or a store that cannot be written.
+    pub async fn goodbye(&self, goodbye: Goodbye) -> Result<(), ErrorBody> {
+        failpoint::reach("before-goodbye");
+        self.settle(|board, now| Ok((board.goodbye(&goodbye, now)?.unwrap_or_default(), ()))).await
+    }
+
+    /// Notes a sign of life.
+    fn hear(&self, group: &Group, instance: &Instance) {
+        let now = self.moment();
+        self.state().board.hear(group, instance, now);
+        self.inner.changed.notify_one();
+    }
+
+    /// Returns a number that changes whenever something of a group does; it ends with the coordinator.
+    #[must_use]
+    pub fn watch(&self, group: &Group) -> watch::Receiver<u64> {
+        self.state().watcher(group).subscribe()
+    }
+
+    /// Waits until something changed, for the driver.
+    pub(crate) async fn changed(&self) {
+        self.inner.changed.notified().await;
+    }
+
+    /// Lets the board do something at this moment, for the driver.
+    pub(crate) fn with_board<T>(&self, act: impl FnOnce(&mut Board, Moment) -> T) -> T {
+        let now = self.moment();
+        act(&mut self.state().board, now)
+    }
+}
+
+impl State {
+    fn tell(&mut self, group: &Group) {
+        self.watcher(group).send_modify(|number| *number += 1);
+    }
+
+    fn watcher(&mut self, group: &Group) -> &watch::Sender<u64> {
+        self.watchers.entry(group.clone()).or_insert_with(|| watch::channel(0).0)
+    }
+}
+
+fn refusal(error: StoreError) -> ErrorBody {
+    error!(error = chain(&error), "the store could not be used");
+    let hint = error.hint().map(Into::into);
+    let message = format!("the coordinator could not use its store: {error}");
+    ErrorBody { code: Code::Unavailable, message, hint, field: None }
+}
+
+fn unavailable(what: &str) -> ErrorBody {
+    warn!(what, "a request could not be carried out");
+    ErrorBody {
+        code: Code::Unavailable,
+        message: format!("the coordinator could not carry it out: {what}"),
+        hint: Some("try again in a moment".to_owned()),
+        field: None,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the desk is a shell: it notes when things happen")]
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the desk is a shell: its uptime is measured")]
+fn instant() -> Instant {
+    Instant::now()
+}
