@@ -16,6 +16,7 @@ pub mod error;
 pub mod failpoint;
 pub mod fleet;
 pub mod hub;
+pub mod mirror;
 pub mod records;
 pub mod rollout;
 pub mod server;
