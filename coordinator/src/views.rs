@@ -15,10 +15,11 @@
 //! PURE.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use towline_protocol::api::{CommitView, TargetView};
 use towline_protocol::fleet::{GroupRecord, InstanceRecord};
-use towline_protocol::ids::Revision;
+use towline_protocol::ids::{Instance, Revision};
 use towline_protocol::target::Target;
 use towline_protocol::time::Timestamp;
 
@@ -45,6 +46,8 @@ pub struct Look<'a> {
     pub state: &'a GroupState,
     /// Who is there.
     pub attendance: &'a Attendance,
+    /// For how long each instance was not heard of, where that is known better than it is stored.
+    pub unheard: &'a BTreeMap<Instance, Duration>,
     /// The time.
     pub now: Now,
     /// What a mirror knows; empty where there is none.
@@ -90,6 +93,13 @@ impl<'a> Look<'a> {
     #[must_use]
     pub fn ago_s(&self, at: Timestamp) -> u64 {
         self.now.at.since(at).as_secs()
+    }
+
+    /// Returns how long ago an instance was heard of, in seconds.
+    #[must_use]
+    pub fn seen_s(&self, record: &InstanceRecord) -> u64 {
+        let unheard = self.unheard.get(&record.instance);
+        unheard.map_or_else(|| self.ago_s(record.seen), Duration::as_secs)
     }
 
     /// Returns what an instance serves, as it counts in its group: where it stands in for the target's

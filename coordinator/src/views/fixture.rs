@@ -6,7 +6,7 @@ use towline_protocol::api::{CommitView, ReleaseRequest};
 use towline_protocol::fleet::{GroupRecord, InstanceRecord, Permit, PermitCount, Quarantined};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::policy::Policy;
-use towline_protocol::report::{Evidence, Health, Orders, Phase, Report};
+use towline_protocol::report::{Orders, Report};
 use towline_protocol::rollout::{Batch, State};
 use towline_protocol::time::Timestamp;
 
@@ -35,10 +35,6 @@ pub(crate) fn name(name: &str) -> Instance {
     name.parse().unwrap()
 }
 
-pub(crate) fn instance(text: &str) -> Instance {
-    name(text)
-}
-
 pub(crate) fn act() -> Act {
     Act { by: "ada".to_owned(), at: BEGIN, epoch: 1, reason: None }
 }
@@ -48,6 +44,7 @@ pub(crate) fn act() -> Act {
 pub(crate) struct Fleet {
     pub(crate) state: GroupState,
     pub(crate) attendance: Attendance,
+    pub(crate) unheard: BTreeMap<Instance, std::time::Duration>,
     pub(crate) now: Now,
     pub(crate) commits: BTreeMap<Revision, CommitView>,
 }
@@ -63,31 +60,21 @@ impl Fleet {
         let state = records.group(&record.group).unwrap().clone();
         let now = Now { at: BEGIN, bake_ms: 0, deadline_ms: 0 };
         let attendance = Attendance::default();
-        let mut fleet = Self { state, attendance, now, commits: BTreeMap::new() };
+        let (unheard, commits) = (BTreeMap::new(), BTreeMap::new());
+        let mut fleet = Self { state, attendance, unheard, now, commits };
         for text in names {
-            let report = Report {
-                version: 1,
-                instance: name(text),
-                group: record.group.clone(),
-                order: None,
-                target: None,
-                phase: Phase::Idle,
-                serving: Some(revision(OLD)),
-                alike: None,
-                evidence: Some(Evidence::Served),
-                health: Health::Healthy,
-                degraded: None,
-                objection: None,
-                failure: None,
-                proven: true,
-                adopted: false,
-                newborn: false,
-                rejected: false,
-                restart: 0,
-                uses_permit: false,
-                renounced: 0,
-                orders: Orders::default(),
-            };
+            // By its wire form: what is not said is as an older agent has it.
+            let report: Report = serde_json::from_value(serde_json::json!({
+                "version": 1,
+                "instance": text,
+                "group": "web",
+                "phase": "idle",
+                "serving": revision(OLD),
+                "evidence": "served",
+                "health": "healthy",
+                "proven": true,
+            }))
+            .unwrap();
             let value = InstanceRecord {
                 version: 1,
                 instance: name(text),
@@ -112,6 +99,7 @@ impl Fleet {
         Look {
             state: &self.state,
             attendance: &self.attendance,
+            unheard: &self.unheard,
             now: self.now,
             commits: &self.commits,
         }

@@ -89,7 +89,7 @@ pub fn view(look: &Look<'_>, record: &InstanceRecord) -> InstanceView {
         failure: report.and_then(|report| report.failure.as_ref()).map(failure),
         note: told(&record.note),
         permit: look.state.open.get(&record.instance).map(|kept| kept.value.id),
-        seen_s: look.ago_s(record.seen),
+        seen_s: look.seen_s(record),
         age_s: look.ago_s(record.reported),
         since_s: look.ago_s(record.since),
     }
@@ -175,7 +175,7 @@ pub fn permits(look: &Look<'_>) -> Vec<PermitView> {
 mod tests {
     use towline_protocol::report::{Evidence, Phase};
 
-    use super::super::fixture::{Fleet, GOOD, NEW, instance, name, revision};
+    use super::super::fixture::{Fleet, GOOD, NEW, name, revision};
     use super::*;
 
     fn seen(fleet: &Fleet, at: &str) -> InstanceView {
@@ -192,6 +192,14 @@ mod tests {
         let after = seen(&fleet, "i-1");
         assert_eq!((after.status, after.health), (Status::Silent, Health::Unknown));
         assert_eq!((after.serving, after.seen_s, after.age_s), (Some(revision(GOOD)), 840, 840));
+    }
+
+    #[test]
+    fn who_was_heard_of_since_it_was_stored_was_seen_then() {
+        let mut fleet = Fleet::of(&["i-1"]).later(600);
+        fleet.unheard.insert(name("i-1"), std::time::Duration::from_secs(7));
+        let view = seen(&fleet, "i-1");
+        assert_eq!((view.seen_s, view.age_s), (7, 600), "what it told is as old as before");
     }
 
     #[test]
@@ -280,6 +288,6 @@ mod tests {
         let permits = permits(&fleet.look());
         assert_eq!(permits.iter().map(|permit| permit.id).collect::<Vec<_>>(), [7, 9]);
         assert_eq!((permits[1].silent, permits[0].silent, permits[0].age_s), (true, false, 90));
-        assert_eq!(permits[0].instance, instance("i-2"));
+        assert_eq!(permits[0].instance, name("i-2"));
     }
 }

@@ -13,7 +13,7 @@ use towline_protocol::rollout::{Batch, Rollout};
 
 use super::{Look, told};
 use crate::fleet::{self, Attendance, Presence};
-use crate::records::{GroupState, Kept, key};
+use crate::records::{Draft, GroupState, Kept, key};
 use crate::rollout::operations::{self, Act};
 use crate::rollout::{batches, gate};
 use crate::store::Write;
@@ -51,8 +51,9 @@ pub fn view(
     }
 }
 
-/// The records as they would be once a draft is written.
-fn begun(state: &GroupState, draft: crate::records::Draft) -> Option<GroupState> {
+/// Returns a group's records as they would be once a draft of its target and rollout is written.
+#[must_use]
+pub fn begun(state: &GroupState, draft: Draft) -> Option<GroupState> {
     let mut next = state.clone();
     let (target_key, rollout_key) = (key::target(&state.group), key::rollout(&state.group));
     for write in draft.into_commit().writes {

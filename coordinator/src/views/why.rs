@@ -350,7 +350,7 @@ pub(crate) fn full(look: &Look<'_>, story: &mut Story) -> bool {
     for record in fleet::counted(state) {
         let instance = &record.instance;
         let silent = look.attendance.is_silent(instance);
-        let ago = told::span(look.ago_s(record.seen));
+        let ago = told::span(look.seen_s(record));
         if let Some(permit) = state.open.get(instance) {
             let also = if silent { ", silent" } else { "" };
             words.push(format!("{instance} (holds permit {}{also})", permit.value.id));
