@@ -18,9 +18,11 @@ pub mod error;
 pub mod failpoint;
 pub mod fleet;
 pub mod hub;
+pub mod mirror;
 pub mod records;
 pub mod rollout;
 
 pub mod server;
 pub mod store;
 pub mod tls;
+pub mod views;
