@@ -11,8 +11,7 @@ use towline_protocol::rollout::{Kind, State};
 
 use super::world::{End, Fate, World, policy};
 
-const FATES: [Fate; 5] =
-    [Fate::Takes, Fate::Fails, Fate::Unprepared, Fate::Silent, Fate::Leaves];
+const FATES: [Fate; 5] = [Fate::Takes, Fate::Fails, Fate::Unprepared, Fate::Silent, Fate::Leaves];
 
 pub(super) const NAMES: [&str; 5] = ["i-0a", "i-0b", "i-0c", "i-0d", "i-0e"];
 

@@ -408,7 +408,10 @@ impl World {
             None => self.state().record.as_ref().unwrap().value.policy.max_unavailable,
         };
         let is_healthy = self.agents[asks].report.health == Health::Healthy;
-        assert!(!is_healthy || used < max.at_most(live), "{asks}: {used} of {live} are unavailable");
+        assert!(
+            !is_healthy || used < max.at_most(live),
+            "{asks}: {used} of {live} are unavailable"
+        );
         if let Some(rollout) = self.state().going() {
             assert_eq!(rollout.state, State::Running, "none is given while it stands");
         }
