@@ -66,13 +66,16 @@ fn stream(script: &mut Script) -> Response {
         return answer.body(Body::from(busy.to_string())).unwrap();
     };
     let mut text = String::from(": hello\n\n");
-    for view in views {
+    for (index, view) in views.into_iter().enumerate() {
         text.push_str(&format!(
             "event: rollout\ndata: {}\n\n",
             serde_json::to_string(&view).unwrap()
         ));
-        script.current = script.current.max(view.order.generation);
-        script.rollouts.insert(view.order.generation, view);
+        // How things stand when the stream begins is its first view.
+        if index == 0 {
+            script.current = script.current.max(view.order.generation);
+            script.rollouts.insert(view.order.generation, view);
+        }
     }
     let answer = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
     answer.body(Body::from(text)).unwrap()
@@ -305,6 +308,11 @@ async fn what_is_older_than_what_is_watched_ends_nothing() {
     assert_eq!(outcome.exit, Exit::Stopped, "{outcome:?}");
     assert!(!outcome.out.contains("converged"), "{}", outcome.out);
     assert_eq!(outcome.beside, "", "nobody was away");
+    let asked = outcome.asked();
+    assert!(
+        !asked.iter().any(|path| path.contains("generation=")),
+        "nothing was missed: {asked:?}"
+    );
 }
 
 #[tokio::test]
@@ -321,6 +329,17 @@ async fn an_end_that_was_not_heard_is_asked_for() {
     assert!(outcome.out.contains("\nrolled back; target 9b03d7a (generation 119)"), "{outcome:?}");
     let asked = outcome.asked();
     assert!(asked.contains(&"GET /v1/groups/web/rollout?generation=118"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_happened_before_the_stream_began_is_not_missed() {
+    let mut script = script();
+    script.rollouts.insert(118, ended(Stands::Converged));
+    let mut older = ended(Stands::Converged);
+    older.order.generation = 117;
+    script.streams = vec![vec![older]].into();
+    let outcome = run(script, "release web 4f2c --watch").await;
+    assert_eq!(outcome.exit, Exit::Done, "{outcome:?}");
 }
 
 #[tokio::test]
@@ -498,6 +517,8 @@ async fn the_other_commands_ask_for_what_they_need() {
         assert_eq!(printed["schema_version"], 1, "{line}");
         assert_eq!(printed.as_object().unwrap().len(), 2, "{line}: {printed}");
     }
-    let outcome = run(script(), "instances webb").await;
+    let mut script = script();
+    script.answers.insert("GET /v1/instances".to_owned(), (200, empty));
+    let outcome = run(script, "instances webb").await;
     assert_eq!(outcome.exit, Exit::Failed, "a list of nobody hides no misspelling");
 }
