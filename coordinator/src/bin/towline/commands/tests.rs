@@ -282,7 +282,6 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
         "14:15:00Z FAILED   i-0a17 GET /healthz 503, 3 in a row",
         "14:16:00Z aborted  it is aborted",
         "rollout web, generation 119: rollback to 9b03d7a, 50 instances",
-        "14:16:00Z converged it is converged",
         "rolled back; target 9b03d7a (generation 119); 4f2c91e quarantined",
         "1 of 50 served 4f2c91e",
         "i-0a17 app:",
@@ -296,6 +295,15 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
     let expected = "the coordinator is away; asking again until it is back\n\
                     the coordinator is back\n";
     assert_eq!(outcome.beside, expected, "between two streams");
+}
+
+#[tokio::test]
+async fn an_aborted_restart_has_no_way_back_to_follow() {
+    let mut script = script();
+    script.streams = vec![vec![aborted().0]].into();
+    let outcome = run(script, "rollout watch web").await;
+    assert_eq!(outcome.exit, Exit::Stopped, "{outcome:?}");
+    assert!(outcome.out.contains("\naborted: it is aborted"), "{}", outcome.out);
 }
 
 #[tokio::test]
