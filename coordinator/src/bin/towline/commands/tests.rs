@@ -66,13 +66,16 @@ fn stream(script: &mut Script) -> Response {
         return answer.body(Body::from(busy.to_string())).unwrap();
     };
     let mut text = String::from(": hello\n\n");
-    for view in views {
+    for (index, view) in views.into_iter().enumerate() {
         text.push_str(&format!(
             "event: rollout\ndata: {}\n\n",
             serde_json::to_string(&view).unwrap()
         ));
-        script.current = script.current.max(view.order.generation);
-        script.rollouts.insert(view.order.generation, view);
+        // How things stand when the stream begins is its first view.
+        if index == 0 {
+            script.current = script.current.max(view.order.generation);
+            script.rollouts.insert(view.order.generation, view);
+        }
     }
     let answer = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
     answer.body(Body::from(text)).unwrap()
@@ -279,7 +282,6 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
         "14:15:00Z FAILED   i-0a17 GET /healthz 503, 3 in a row",
         "14:16:00Z aborted  it is aborted",
         "rollout web, generation 119: rollback to 9b03d7a, 50 instances",
-        "14:16:00Z converged it is converged",
         "rolled back; target 9b03d7a (generation 119); 4f2c91e quarantined",
         "1 of 50 served 4f2c91e",
         "i-0a17 app:",
@@ -296,6 +298,15 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
 }
 
 #[tokio::test]
+async fn an_aborted_restart_has_no_way_back_to_follow() {
+    let mut script = script();
+    script.streams = vec![vec![aborted().0]].into();
+    let outcome = run(script, "rollout watch web").await;
+    assert_eq!(outcome.exit, Exit::Stopped, "{outcome:?}");
+    assert!(outcome.out.contains("\naborted: it is aborted"), "{}", outcome.out);
+}
+
+#[tokio::test]
 async fn what_is_older_than_what_is_watched_ends_nothing() {
     let mut script = script();
     let mut older = ended(Stands::Converged);
@@ -305,6 +316,11 @@ async fn what_is_older_than_what_is_watched_ends_nothing() {
     assert_eq!(outcome.exit, Exit::Stopped, "{outcome:?}");
     assert!(!outcome.out.contains("converged"), "{}", outcome.out);
     assert_eq!(outcome.beside, "", "nobody was away");
+    let asked = outcome.asked();
+    assert!(
+        !asked.iter().any(|path| path.contains("generation=")),
+        "nothing was missed: {asked:?}"
+    );
 }
 
 #[tokio::test]
@@ -321,6 +337,17 @@ async fn an_end_that_was_not_heard_is_asked_for() {
     assert!(outcome.out.contains("\nrolled back; target 9b03d7a (generation 119)"), "{outcome:?}");
     let asked = outcome.asked();
     assert!(asked.contains(&"GET /v1/groups/web/rollout?generation=118"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_happened_before_the_stream_began_is_not_missed() {
+    let mut script = script();
+    script.rollouts.insert(118, ended(Stands::Converged));
+    let mut older = ended(Stands::Converged);
+    older.order.generation = 117;
+    script.streams = vec![vec![older]].into();
+    let outcome = run(script, "release web 4f2c --watch").await;
+    assert_eq!(outcome.exit, Exit::Done, "{outcome:?}");
 }
 
 #[tokio::test]
@@ -498,6 +525,8 @@ async fn the_other_commands_ask_for_what_they_need() {
         assert_eq!(printed["schema_version"], 1, "{line}");
         assert_eq!(printed.as_object().unwrap().len(), 2, "{line}: {printed}");
     }
-    let outcome = run(script(), "instances webb").await;
+    let mut script = script();
+    script.answers.insert("GET /v1/instances".to_owned(), (200, empty));
+    let outcome = run(script, "instances webb").await;
     assert_eq!(outcome.exit, Exit::Failed, "a list of nobody hides no misspelling");
 }

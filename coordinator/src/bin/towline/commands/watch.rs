@@ -171,7 +171,14 @@ impl Watch<'_> {
             else {
                 return self.conclude().await.map(Some);
             };
-            view = rollouts::read(self.context, &self.group, Some(next)).await?;
+            view = match rollouts::read(self.context, &self.group, Some(next)).await {
+                Ok(back) => back,
+                // A restart that was aborted has no way back: its revision is still the target.
+                Err(CommandError::Client(error)) if error.is_not_found() => {
+                    return self.conclude().await.map(Some);
+                }
+                Err(error) => return Err(error),
+            };
             if !self.context.screen.is_json() {
                 self.context.screen.print(&[summary::way_back(&view)])?;
             }

@@ -51,8 +51,9 @@ impl Story {
         let decisions = new_decisions(last, view);
         let mut told = batches(last, view, decisions);
         told.extend(members(last, view));
-        told.extend(state(last, view, decisions));
-        told.extend(gate(view, decisions));
+        let state = state(last, view, decisions);
+        told.extend(gate(view, decisions, !state.is_empty()));
+        told.extend(state);
         // What is told together was seen together: only its times say what came first.
         told.sort_by_key(|one| one.at);
         self.last = Some(view.clone());
@@ -78,10 +79,10 @@ fn new_decisions<'a>(last: Option<&RolloutView>, view: &'a RolloutView) -> &'a [
     }
 }
 
-/// Returns what a decision says of a batch, where it begins with its name.
-fn of_batch<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+/// Returns what a decision says of something, where it begins with its name.
+fn of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let rest = text.strip_prefix(name)?;
-    rest.strip_prefix([' ', ':', ',']).map(str::trim_start)
+    rest.strip_prefix([' ', ':', ',']).map(str::trim_start).filter(|rest| !rest.is_empty())
 }
 
 /// What batches do: as it was decided, or as it is seen.
@@ -89,7 +90,7 @@ fn batches(last: Option<&RolloutView>, view: &RolloutView, decisions: &[Decided]
     let mut told = Vec::new();
     for decided in decisions {
         let named = view.batches.iter().find_map(|batch| {
-            of_batch(&decided.text, &batch.name).map(|text| (batch.name.clone(), text.to_owned()))
+            of(&decided.text, &batch.name).map(|text| (batch.name.clone(), text.to_owned()))
         });
         if let Some((word, text)) = named {
             told.push(Told { at: decided.at, tone: Tone::Plain, word, text });
@@ -230,45 +231,66 @@ fn step(before: Option<&MemberView>, member: &MemberView) -> Option<Told> {
     Some(Told { at: member.at, tone, word: word.to_owned(), text })
 }
 
-/// Is a decision told by the state that it led to?
-fn is_reason(view: &RolloutView, decided: &Decided) -> bool {
+/// Is a decision told by the state that it led to? By its word, or because it gives the reason.
+fn is_of_state(view: &RolloutView, decided: &Decided) -> bool {
     let reason = view.reason.trim();
-    !reason.is_empty() && decided.text.contains(reason)
+    let gives_reason = !reason.is_empty() && decided.text.contains(reason);
+    gives_reason || of(&decided.text, state_word(view)).is_some()
+}
+
+fn state_word(view: &RolloutView) -> &'static str {
+    match view.state {
+        State::Running => "resumed",
+        state => state.as_str(),
+    }
 }
 
 fn state(last: Option<&RolloutView>, view: &RolloutView, decisions: &[Decided]) -> Vec<Told> {
     let before = last.map_or(State::Running, |last| last.state);
-    let word = match view.state {
-        State::Running if before == State::Running => return Vec::new(),
-        State::Running => "resumed",
-        State::Halted => "HALTED",
-        state => state.as_str(),
-    };
-    if before == view.state {
+    // A good end is told by the summary.
+    if before == view.state || view.state == State::Converged {
         return Vec::new();
     }
-    let said = decisions.iter().rev().find(|decided| is_reason(view, decided));
+    let said = decisions.iter().rev().find(|decided| is_of_state(view, decided));
+    // The gate has told why, and the way back is told next.
+    if view.state == State::Aborted && said.is_some_and(|said| said.text.starts_with("gate")) {
+        return Vec::new();
+    }
+    let word = state_word(view);
+    let by_word = said.and_then(|said| of(&said.text, word));
+    let text = match view.state {
+        State::Halted => view.reason.as_str(),
+        _ => by_word.unwrap_or_else(|| of(&view.reason, word).unwrap_or(&view.reason)),
+    };
     let at = said.map_or_else(|| latest(view), |decided| decided.at);
     let tone = crate::render::rollout::tone(view.state);
-    let mut told = vec![Told { at, tone, word: word.to_owned(), text: view.reason.clone() }];
+    let word = if view.state == State::Halted { "HALTED" } else { word };
+    let mut told = vec![Told { at, tone, word: word.to_owned(), text: text.to_owned() }];
     if let Some(text) = may_still_swap(&view.may_still_swap) {
         told.push(Told { at, tone: Tone::Doubtful, word: String::new(), text });
     }
     told
 }
 
-/// What was decided about the rollout as a whole.
-fn gate(view: &RolloutView, decisions: &[Decided]) -> Vec<Told> {
+/// What was decided about the rollout as a whole: by its gate, or by an operator.
+fn gate(view: &RolloutView, decisions: &[Decided], is_state_told: bool) -> Vec<Told> {
     let is_news = |decided: &&Decided| {
-        let is_of_batch =
-            view.batches.iter().any(|batch| of_batch(&decided.text, &batch.name).is_some());
-        let is_state = view.state != State::Running && is_reason(view, decided);
-        !is_of_batch && !is_state
+        let is_of_batch = view.batches.iter().any(|batch| of(&decided.text, &batch.name).is_some());
+        // Who failed is told by a line of its own.
+        let mut failed = view.members.iter().filter(|member| member.standing == Standing::Failed);
+        let is_of_member =
+            failed.any(|member| of(&decided.text, member.instance.as_str()).is_some());
+        let is_end = view.state == State::Converged && decided.text == State::Converged.as_str();
+        let is_state = is_state_told && is_of_state(view, decided);
+        !(is_of_batch || is_of_member || is_end || is_state)
     };
     let tell = |decided: &Decided| {
-        let text = of_batch(&decided.text, "gate").unwrap_or(&decided.text);
-        let tone = if text.starts_with("fail") { Tone::Bad } else { Tone::Plain };
-        Told { at: decided.at, tone, word: "gate".to_owned(), text: text.to_owned() }
+        let (word, text) = match of(&decided.text, "gate") {
+            Some(text) => ("gate", text),
+            None => ("rollout", decided.text.as_str()),
+        };
+        let tone = if text.contains("fail") { Tone::Bad } else { Tone::Plain };
+        Told { at: decided.at, tone, word: word.to_owned(), text: text.to_owned() }
     };
     decisions.iter().filter(is_news).map(tell).collect()
 }

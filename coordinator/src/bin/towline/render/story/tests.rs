@@ -72,9 +72,10 @@ fn a_release_that_fails_at_its_canary() {
         step_to(member, 34, Phase::Idle, Some("from disk, 5.8 s"));
         member.serving = Some(sample::revision("9b03d7a1"));
         member.health = Health::Healthy;
-        decide(view, 34, "gate: fail: canary 1 failed, 0 tolerated");
+        decide(view, 28, "i-0a17 failed: GET /healthz 503, 3 in a row, after 18 s");
+        decide(view, 34, "gate: canary failed: 1 failed, 0 tolerated");
         view.state = State::Aborted;
-        "goes back to 9b03d7a".clone_into(&mut view.reason);
+        "canary failed: 1 failed, 0 tolerated".clone_into(&mut view.reason);
         view.ended = Some(sample::at(34));
         view.next_generation = Some(119);
     });
@@ -82,8 +83,7 @@ fn a_release_that_fails_at_its_canary() {
         told,
         [
             "14:15:34Z restored i-0a17 serves 9b03d7a again (from disk, 5.8 s)",
-            "14:15:34Z aborted  goes back to 9b03d7a",
-            "14:15:34Z gate     fail: canary 1 failed, 0 tolerated",
+            "14:15:34Z gate     canary failed: 1 failed, 0 tolerated",
         ]
     );
 }
@@ -174,7 +174,7 @@ fn operators_are_told_of_each_other() {
     assert_eq!(
         told,
         [
-            "14:15:20Z paused   paused by ada: lunch",
+            "14:15:20Z paused   by ada: lunch",
             "14:15:20Z          may still swap, by a permit given before: i-0a17",
         ]
     );
@@ -184,16 +184,32 @@ fn operators_are_told_of_each_other() {
         "canary: 1 of 1 prepares".clone_into(&mut view.reason);
         decide(view, 90, "resumed by ada");
     });
-    assert_eq!(
-        told,
-        ["14:16:30Z resumed  canary: 1 of 1 prepares", "14:16:30Z gate     resumed by ada",]
-    );
+    assert_eq!(told, ["14:16:30Z resumed  by ada"]);
     let told = script.then(|view| {
         view.state = State::Halted;
-        "nothing moved for 900 s".clone_into(&mut view.reason);
-        decide(view, 990, "halted: nothing moved for 900 s");
+        "canary failed: 1 failed, 0 tolerated".clone_into(&mut view.reason);
+        decide(view, 990, "gate: canary failed: 1 failed, 0 tolerated");
+        decide(view, 990, "halted: it waits for an operator");
     });
-    assert_eq!(told, ["14:31:30Z HALTED   nothing moved for 900 s"]);
+    assert_eq!(told, ["14:31:30Z HALTED   canary failed: 1 failed, 0 tolerated"]);
+    let told = script.then(|view| {
+        view.state = State::Aborted;
+        "aborted by bob".clone_into(&mut view.reason);
+        decide(view, 1_000, "aborted by bob");
+    });
+    assert_eq!(told, ["14:31:40Z aborted  by bob"]);
+}
+
+#[test]
+fn a_good_end_is_left_to_the_summary() {
+    let (mut script, _) = Script::begin(sample::rollout());
+    let told = script.then(|view| {
+        view.state = State::Converged;
+        "its last gate has passed".clone_into(&mut view.reason);
+        decide(view, 40, "i-9 is silent, and set aside");
+        decide(view, 90, "converged");
+    });
+    assert_eq!(told, ["14:15:40Z rollout  i-9 is silent, and set aside"]);
 }
 
 #[test]
