@@ -9,7 +9,7 @@ use towline_protocol::ids::{Group, Instance, Order, Revision};
 use towline_protocol::policy::{Bake, FailuresMax, Policy, Share};
 use towline_protocol::poll::{Duty, Message, Question};
 use towline_protocol::report::{self, Cause, Failure, Health, Orders, Phase, Report};
-use towline_protocol::rollout::{Kind, Rollout, State};
+use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 use towline_protocol::time::Timestamp;
 
 use crate::fleet::{Attendance, Presence};
@@ -222,6 +222,11 @@ impl World {
         }
     }
 
+    /// Does the store hold something at this key?
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.store.contains_key(key)
+    }
+
     pub(super) fn write<T: serde::Serialize>(&mut self, key: &str, value: &T) {
         let mut draft = Draft::new();
         draft.put(key.to_owned(), value);
@@ -249,12 +254,53 @@ impl World {
         panic!("the engine does not come to rest: {:#?}", self.rollout());
     }
 
-    /// What is waited for.
-    pub(super) fn waits(&mut self) -> String {
-        match self.settle() {
+    /// Looks until there is nothing more to decide. Returns generation, kind, state and reason in a line.
+    pub(super) fn line(&mut self) -> String {
+        let waits = match self.settle() {
             Decision::Wait { reason, .. } => reason,
-            decision => format!("{decision:?}"),
+            _ => self.rollout().reason.clone(),
+        };
+        let rollout = self.rollout();
+        let generation = rollout.order().generation;
+        format!("{generation} {:?} {}: {waits}", rollout.kind, rollout.state.as_str())
+    }
+
+    /// The members of a batch.
+    pub(super) fn members(&self, index: usize) -> Vec<String> {
+        let batch = self.rollout().batches.get(index);
+        let members = batch.iter().flat_map(|batch| &batch.members);
+        members.map(|instance| instance.as_str().to_owned()).collect()
+    }
+
+    /// Who is the first member of a batch.
+    pub(super) fn first(&self, index: usize) -> String {
+        self.members(index)[0].clone()
+    }
+
+    /// The batches so far: their names and members.
+    pub(super) fn batches(&self) -> Vec<(String, Vec<String>)> {
+        let batches = self.rollout().batches.iter().enumerate();
+        batches.map(|(index, batch)| (batch.name.clone(), self.members(index))).collect()
+    }
+
+    /// The canary, or whatever batch is open, takes the target, and bakes for long enough.
+    pub(super) fn batch_passes(&mut self) {
+        self.batch_passes_but("nobody");
+    }
+
+    /// The same, with nothing told by one of them.
+    pub(super) fn batch_passes_but(&mut self, but: &str) {
+        self.settle();
+        let open = |batch: &Batch| batch.is_open() && batch.passed_ms.is_none();
+        let index = self.rollout().batches.iter().position(open).unwrap();
+        for name in self.members(index).into_iter().filter(|name| name != but) {
+            let target = self.rollout().revision().unwrap().as_str().chars().next().unwrap();
+            self.takes(&name, target);
         }
+        self.settle();
+        self.pass_s(60);
+        self.settle();
+        assert!(self.rollout().batches[index].passed_ms.is_some());
     }
 
     /// Time passes; a rollout's clocks run while it does.
@@ -408,7 +454,10 @@ impl World {
             None => self.state().record.as_ref().unwrap().value.policy.max_unavailable,
         };
         let is_healthy = self.agents[asks].report.health == Health::Healthy;
-        assert!(!is_healthy || used < max.at_most(live), "{asks}: {used} of {live} are unavailable");
+        assert!(
+            !is_healthy || used < max.at_most(live),
+            "{asks}: {used} of {live} are unavailable"
+        );
         if let Some(rollout) = self.state().going() {
             assert_eq!(rollout.state, State::Running, "none is given while it stands");
         }
