@@ -22,7 +22,8 @@ fn group(policy: Policy, count: usize) -> World {
 
 #[test]
 fn batches_are_cumulative_shares_rounded_up() {
-    let rules: [(&str, usize, u32, &[u32], &[usize]); 8] = [
+    type Rule = (&'static str, usize, u32, &'static [u32], &'static [usize]);
+    let rules: [Rule; 8] = [
         ("the rest is added", 10, 1, &[50], &[1, 4, 5]),
         ("each share is rounded up", 7, 1, &[25, 50], &[1, 1, 2, 3]),
         ("a share that is reached already is left out", 4, 1, &[10, 25, 50], &[1, 1, 2]),
@@ -195,8 +196,8 @@ fn without_outlasts_the_rollout_and_ends_by_a_poll() {
 
 #[test]
 fn the_budget_counts_permits_and_whoever_is_not_known_to_be_well() {
-    let share = |max_unavailable| Policy { max_unavailable, ..policy(&[50]) };
-    let rules: [(&str, Share, usize, fn(&mut World), (u32, u32)); 9] = [
+    type Rule = (&'static str, Share, usize, fn(&mut World), (u32, u32));
+    let rules: [Rule; 9] = [
         ("ten percent of nineteen is one", Share::Percent(10), 19, |_| {}, (0, 1)),
         ("ten percent of twenty is two", Share::Percent(10), 20, |_| {}, (0, 2)),
         ("ten percent of four is one", Share::Percent(10), 4, |_| {}, (0, 1)),
@@ -249,7 +250,7 @@ fn the_budget_counts_permits_and_whoever_is_not_known_to_be_well() {
         ),
     ];
     for (rule, max, count, happens, (used, most)) in rules {
-        let mut world = group(share(max), count);
+        let mut world = group(Policy { max_unavailable: max, ..policy(&[50]) }, count);
         happens(&mut world);
         let budget = fleet::budget(world.state(), &world.attendance);
         assert_eq!((budget.used, budget.max), (used, most), "{rule}");

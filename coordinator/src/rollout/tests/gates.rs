@@ -109,10 +109,9 @@ fn the_gate_follows_its_rules() {
             |world, canary| {
                 world.takes(canary, 'b');
                 world.tell(canary, |told| {
-                    told.order = told.order.map(|mut order| {
+                    if let Some(order) = &mut told.order {
                         order.generation -= 1;
-                        order
-                    })
+                    }
                 });
             },
             "2 Release running: canary: 0 of 1 healthy; CANARY has not heard of it",

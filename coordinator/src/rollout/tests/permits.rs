@@ -12,6 +12,9 @@ use crate::rollout::{permits, reports};
 
 const THREE: [&str; 3] = ["i-0a", "i-0b", "i-0c"];
 
+/// A rule, and what happens.
+type Rule = (&'static str, fn(&mut World));
+
 /// A release whose only batch is open.
 fn open(max_unavailable: u32) -> World {
     let max_unavailable = Share::Count(max_unavailable);
@@ -39,7 +42,7 @@ fn leave_is_given_up_to_the_budget() {
 
 #[test]
 fn what_is_unavailable_without_a_permit_takes_up_the_budget() {
-    let rules: [(&str, fn(&mut World)); 4] = [
+    let rules: [Rule; 4] = [
         ("silent", |world| world.hush("i-0b")),
         ("not heard of", |world| world.attendance.note(instance("i-0b"), Presence::Unheard)),
         ("unhealthy", |world| world.tell("i-0b", |told| told.health = Health::Unhealthy)),
@@ -107,8 +110,8 @@ fn asking_again_does_not_put_off_the_deadline() {
 
 #[test]
 fn no_leave_is_given_where_it_is_not_ones_turn() {
-    let three = policy(&[50]);
-    let rules: [(&str, fn(&mut World) -> String, &str); 6] = [
+    type Rule = (&'static str, fn(&mut World) -> String, &'static str);
+    let rules: [Rule; 6] = [
         ("its batch is only offered", |world| world.first(1), "its batch is not open"),
         (
             "it is in no batch",
@@ -160,7 +163,7 @@ fn no_leave_is_given_where_it_is_not_ones_turn() {
         ),
     ];
     for (rule, happens, expected) in rules {
-        let mut world = World::new(three.clone(), &THREE);
+        let mut world = World::new(policy(&[50]), &THREE);
         world.release('b').unwrap();
         world.settle();
         let order = world.state().order();
@@ -238,7 +241,8 @@ fn a_report_that_overtakes_its_question_does_not_refuse_it() {
 
 #[test]
 fn a_permit_closes_by_proof_only() {
-    let rules: [(&str, fn(&mut World), bool); 13] = [
+    type Rule = (&'static str, fn(&mut World), bool);
+    let rules: [Rule; 13] = [
         ("healthy on the target, proven", |world| world.takes("i-0a", 'b'), true),
         ("healthy on what was restored, proven", |world| world.fails("i-0a", "503"), true),
         (
@@ -396,7 +400,7 @@ fn what_is_decided_on_is_compared() {
     let decided = |world: &World, name: &str| {
         permits::decide(world.state(), &world.attendance, &question(world, name), world.now).draft
     };
-    let rules: [(&str, fn(&mut World)); 4] = [
+    let rules: [Rule; 4] = [
         ("a pause", |world| world.operate(operations::pause)),
         ("the target", |world| world.operate(operations::abort)),
         ("another permit", |world| assert!(world.ask("i-0b").permit.is_some())),
