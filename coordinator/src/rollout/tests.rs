@@ -1,6 +1,7 @@
 //! The engine against a small model of a fleet: rules a row each, scenarios by name, and small fleets by
 //! enumeration.
 
+mod agents;
 mod bounds;
 mod enumeration;
 mod gates;

@@ -9,7 +9,7 @@ use towline_protocol::ids::{Group, Instance, Order, Revision};
 use towline_protocol::policy::{Bake, FailuresMax, Policy, Share};
 use towline_protocol::poll::{Duty, Message, Question};
 use towline_protocol::report::{self, Cause, Failure, Health, Orders, Phase, Report};
-use towline_protocol::rollout::{Kind, Rollout, State};
+use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 use towline_protocol::time::Timestamp;
 
 use crate::fleet::{Attendance, Presence};
@@ -71,7 +71,7 @@ pub(super) struct Agent {
     /// Every revision fails here, also the one to go back to.
     pub(super) is_broken: bool,
     /// What served before the swap that is under way.
-    before: Option<Option<Revision>>,
+    pub(super) before: Option<Option<Revision>>,
 }
 
 /// All of it.
@@ -222,6 +222,11 @@ impl World {
         }
     }
 
+    /// Does the store hold something at this key?
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.store.contains_key(key)
+    }
+
     pub(super) fn write<T: serde::Serialize>(&mut self, key: &str, value: &T) {
         let mut draft = Draft::new();
         draft.put(key.to_owned(), value);
@@ -249,12 +254,53 @@ impl World {
         panic!("the engine does not come to rest: {:#?}", self.rollout());
     }
 
-    /// What is waited for.
-    pub(super) fn waits(&mut self) -> String {
-        match self.settle() {
+    /// Looks until there is nothing more to decide. Returns generation, kind, state and reason in a line.
+    pub(super) fn line(&mut self) -> String {
+        let waits = match self.settle() {
             Decision::Wait { reason, .. } => reason,
-            decision => format!("{decision:?}"),
+            _ => self.rollout().reason.clone(),
+        };
+        let rollout = self.rollout();
+        let generation = rollout.order().generation;
+        format!("{generation} {:?} {}: {waits}", rollout.kind, rollout.state.as_str())
+    }
+
+    /// The members of a batch.
+    pub(super) fn members(&self, index: usize) -> Vec<String> {
+        let batch = self.rollout().batches.get(index);
+        let members = batch.iter().flat_map(|batch| &batch.members);
+        members.map(|instance| instance.as_str().to_owned()).collect()
+    }
+
+    /// Who is the first member of a batch.
+    pub(super) fn first(&self, index: usize) -> String {
+        self.members(index)[0].clone()
+    }
+
+    /// The batches so far: their names and members.
+    pub(super) fn batches(&self) -> Vec<(String, Vec<String>)> {
+        let batches = self.rollout().batches.iter().enumerate();
+        batches.map(|(index, batch)| (batch.name.clone(), self.members(index))).collect()
+    }
+
+    /// The canary, or whatever batch is open, takes the target, and bakes for long enough.
+    pub(super) fn batch_passes(&mut self) {
+        self.batch_passes_but("nobody");
+    }
+
+    /// The same, with nothing told by one of them.
+    pub(super) fn batch_passes_but(&mut self, but: &str) {
+        self.settle();
+        let open = |batch: &Batch| batch.is_open() && batch.passed_ms.is_none();
+        let index = self.rollout().batches.iter().position(open).unwrap();
+        for name in self.members(index).into_iter().filter(|name| name != but) {
+            let target = self.rollout().revision().unwrap().as_str().chars().next().unwrap();
+            self.takes(&name, target);
         }
+        self.settle();
+        self.pass_s(60);
+        self.settle();
+        assert!(self.rollout().batches[index].passed_ms.is_some());
     }
 
     /// Time passes; a rollout's clocks run while it does.
@@ -297,6 +343,13 @@ impl World {
     pub(super) fn resume(&mut self) {
         let now = self.now;
         self.operate(|state, act| operations::resume(state, now, act));
+    }
+
+    /// Goes on, where it does not go on by itself.
+    pub(super) fn resume_if_halted(&mut self) {
+        if matches!(self.rollout().state, State::Halted | State::Paused) {
+            self.resume();
+        }
     }
 
     /// An instance reports, changed so.
@@ -418,99 +471,21 @@ impl World {
     }
 
     /// A swap to the target begins: its batch is open, and all gates before it have passed.
-    fn check_swap(&self, swaps: &Instance) {
+    pub(super) fn check_swap(&self, swaps: &Instance) {
         let Some(rollout) = self.state().going() else { return };
-        let mut before = rollout.batches.iter().take_while(|batch| !batch.members.contains(swaps));
-        let is_led = before.all(|batch| batch.passed_ms.is_some());
-        assert!(is_led || rollout.kind == Kind::Rollback, "{swaps} swaps before its gate");
-        let own = rollout.batches.iter().find(|batch| batch.members.contains(swaps));
-        assert!(
-            own.map_or(rollout.aside.contains(swaps), |batch| batch.is_open())
-                || rollout.kind == Kind::Rollback,
-            "{swaps} swaps in no open batch"
-        );
-    }
-
-    /// Every instance does what its word says, one thing each. Returns whether anything was done.
-    pub(super) fn round(&mut self) -> bool {
-        let names: Vec<Instance> = self.agents.keys().cloned().collect();
-        let mut is_moved = false;
-        for name in names {
-            if !self.attendance.is_silent(&name) && self.agents.contains_key(&name) {
-                is_moved |= self.one_thing(&name);
+        if rollout.kind == Kind::Rollback {
+            return;
+        }
+        let own = rollout.batches.iter().position(|batch| batch.members.contains(swaps));
+        let has_passed = |batch: &Batch| batch.passed_ms.is_some();
+        let is_led = match own {
+            Some(own) => {
+                rollout.batches[own].is_open() && rollout.batches[..own].iter().all(has_passed)
             }
-        }
-        is_moved
-    }
-
-    fn one_thing(&mut self, name: &Instance) -> bool {
-        let word = words::word(self.state(), name, 0);
-        let mut agent = self.agents[name].clone();
-        let Some(target) = word.target else { return false };
-        let before = agent.report.clone();
-        let told = &mut agent.report;
-        if told.order.is_none_or(|order| order < target.order) {
-            told.order = Some(target.order);
-            told.target.clone_from(&target.revision);
-            (told.prepared, told.rejected, told.failure) = (false, false, None);
-        }
-        let wanted = target.revision.clone().or_else(|| {
-            let is_it = told.serving == target.not;
-            if is_it { Some(revision('a')) } else { told.serving.clone() }
-        });
-        let is_new = wanted != Some(revision('a'));
-        let is_done = told.serving == wanted && told.restart >= target.restart;
-        if let Some(restored) = agent.before.take() {
-            let fails = agent.is_broken || (is_new && agent.fate == Fate::Fails);
-            (told.health, told.proven, told.uses_permit) = (Health::Healthy, true, false);
-            told.phase = Phase::Idle;
-            if fails {
-                told.serving = restored;
-                told.rejected = true;
-                told.failure = Some(failure(&target.order, wanted, Cause::Unhealthy));
-            } else {
-                told.restart = target.restart;
-            }
-        } else if is_done || told.rejected || word.duty == Duty::Hold {
-            told.phase = Phase::Idle;
-        } else if !told.prepared {
-            if is_new && agent.fate == Fate::Unprepared {
-                told.phase = Phase::Waiting;
-                told.failure = Some(failure(&target.order, wanted, Cause::Install));
-            } else {
-                told.prepared = true;
-            }
-        } else if word.duty == Duty::Take {
-            return self.swap(name, wanted, is_new);
-        }
-        let is_moved = agent.report != before;
-        let report = agent.report.clone();
-        self.agents.insert(name.clone(), agent);
-        if is_moved {
-            self.tell(name.as_str(), |told| *told = report);
-        }
-        is_moved
-    }
-
-    fn swap(&mut self, name: &Instance, wanted: Option<Revision>, is_new: bool) -> bool {
-        if self.ask(name.as_str()).permit.is_none() {
-            return false;
-        }
-        match self.agents[name].fate {
-            Fate::Leaves if is_new => self.leaves(name.as_str()),
-            Fate::Silent if is_new => self.hush(name.as_str()),
-            _ => {
-                self.check_swap(name);
-                let agent = self.agents.get_mut(name).unwrap();
-                agent.before = Some(agent.report.serving.clone());
-                self.tell(name.as_str(), |told| {
-                    told.serving = wanted;
-                    (told.health, told.proven, told.uses_permit) = (Health::Unknown, false, true);
-                    told.phase = Phase::Probing;
-                });
-            }
-        }
-        true
+            // Set aside, and back.
+            None => rollout.aside.contains(swaps) && rollout.batches.iter().any(has_passed),
+        };
+        assert!(is_led, "{swaps} swaps before its gate: {rollout:#?}");
     }
 
     /// Lets everybody act, and time pass, until nothing more happens.
@@ -534,9 +509,4 @@ impl World {
         }
         panic!("no end: {:#?}", self.rollout());
     }
-}
-
-fn failure(order: &Order, wanted: Option<Revision>, cause: Cause) -> Failure {
-    let revision = wanted.unwrap_or_else(|| revision('0'));
-    Failure { order: Some(*order), revision, cause, detail: "it broke".to_owned(), attempt: 1 }
 }
