@@ -219,7 +219,7 @@ impl Mirror {
         let repository = self.repository(url)?;
         repository.refresh(Wanted::Good(BRANCH_AGE_MAX)).await?;
         match repository.is_below(revision, branch).await {
-            // It may have been made since; and git has no word for a ref that cannot be read.
+            // It may have been made since.
             Ok(None) | Err(MirrorError::Broken { .. }) => {}
             Ok(Some(is_on)) => return Ok(is_on),
             Err(error) => return Err(error),
@@ -316,7 +316,10 @@ mod tests {
         }
 
         fn with(change: impl FnOnce(&mut MirrorConfig)) -> World {
-            let dir = tempfile::tempdir().unwrap();
+            World::within(tempfile::tempdir().unwrap(), change)
+        }
+
+        fn within(dir: TempDir, change: impl FnOnce(&mut MirrorConfig)) -> World {
             let origin = dir.path().join("origin");
             fs::create_dir(&origin).unwrap();
             let url = format!("file://{}", origin.display());
@@ -621,6 +624,10 @@ mod tests {
         let error = mirror.commit(url, &unknown).await.unwrap_err();
         assert!(matches!(error, MirrorError::Unknown { .. }), "{error}");
 
+        // Fetched once more, because it was not there just now.
+        world.git(&["branch", "late", base.as_str()], "");
+        assert!(mirror.is_on_branch(url, &base, "late").await.unwrap());
+
         // Pushed by force, and one branch in the place of a folder of branches.
         world.git(&["update-ref", "refs/heads/main", left.as_str()], "");
         world.git(&["branch", "-D", "side"], "");
@@ -788,6 +795,23 @@ mod tests {
         assert_eq!(world.fetches(), before + 1, "both took what had just been fetched");
     }
 
+    /// Handlers of requests run on any thread.
+    #[test]
+    fn every_question_can_be_asked_from_any_thread() {
+        fn goes_anywhere<T: Send>(_: T) {}
+        let world = World::new();
+        let (mirror, url) = (&world.mirror, world.url.as_str());
+        let revision: Revision = "12345678".repeat(5).parse().unwrap();
+        goes_anywhere(mirror.check());
+        goes_anywhere(mirror.refresh(url, NOW));
+        goes_anywhere(mirror.resolve(url, "main"));
+        goes_anywhere(mirror.is_on_branch(url, &revision, "main"));
+        goes_anywhere(mirror.commit(url, &revision));
+        goes_anywhere(mirror.distance(url, &revision, &revision));
+        goes_anywhere(mirror.describe(url, std::slice::from_ref(&revision), None));
+        goes_anywhere(mirror);
+    }
+
     #[tokio::test]
     async fn who_comes_during_a_fetch_shares_it() {
         let world = World::with(counting);
@@ -868,7 +892,9 @@ mod tests {
 
     #[tokio::test]
     async fn large_things_stay_within_bounds() {
-        let world = World::new();
+        // A first fetch makes a file for each ref, which takes a busy disk half a minute.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let world = World::within(dir, |_| {});
         let (mirror, url) = (&world.mirror, world.url.as_str());
         let first = world.commit("refs/heads/main", "first", &[]);
         // Written at once: git would make a file of each first.

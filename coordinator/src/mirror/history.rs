@@ -267,8 +267,10 @@ impl Repository {
         branch: &str,
     ) -> Result<Option<bool>, MirrorError> {
         let Some(tip) = self.tip(&format!("refs/heads/{branch}")).await? else { return Ok(None) };
-        if !matches!(self.object(revision.as_str()).await?, Object::Commit { .. }) {
-            return Ok(Some(false));
+        match self.objects(&[&tip, revision.as_str()]).await?.as_slice() {
+            [Object::Commit { .. }, Object::Commit { .. }] => {}
+            [Object::Commit { .. }, _] => return Ok(Some(false)),
+            _ => return Err(self.broken(&format!("{branch} leads to an object that is missing"))),
         }
         let arguments = vec![
             "merge-base",
