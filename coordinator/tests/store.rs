@@ -1,5 +1,11 @@
 //! The embedded store: held to the suite, and to what a file promises beyond it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "all of this is tests, which lints know of functions only"
+)]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

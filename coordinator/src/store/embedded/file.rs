@@ -411,6 +411,19 @@ mod tests {
     }
 
     #[test]
+    fn each_commit_is_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = open(&dir.path().join("store.db"), 1).unwrap();
+        let found = |pragma| {
+            let value = |row: &rusqlite::Row| row.get::<_, rusqlite::types::Value>(0);
+            opened.connection.pragma_query_value(None, pragma, value).unwrap()
+        };
+        // FULL: the log is synced with each commit, not only when it is taken over (NORMAL).
+        assert_eq!(found("synchronous"), 2.into());
+        assert_eq!(found("journal_mode"), "wal".to_owned().into());
+    }
+
+    #[test]
     fn what_is_left_of_an_attempt_to_make_a_store_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.db");
