@@ -172,6 +172,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     if matches!(config.source, config::Source::Coordinator(_)) {
         count_run(&store, &mut journal);
     }
+    let source = source(&config, &store, journal.run, seed)?;
     let environment = config.environment.clone();
     let run_as = RunAs { account, environment, tag, grace: process::GRACE };
     let policy = Policy {
@@ -200,7 +201,6 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         unfinished = journal.swap.is_some(),
         "started"
     );
-    let source = source(&tools, journal.run, seed)?;
     let (machine, effects) = Machine::new(policy, journal, found);
     Ok((Shell::new(tools, machine, source, lock), effects))
 }
@@ -251,8 +251,7 @@ fn seed(config: &Config) -> u64 {
     bytes.fold(0, |seed: u64, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
 }
 
-fn source(tools: &Tools, run: u64, seed: u64) -> Result<Source, StartError> {
-    let (config, store) = (&tools.config, &tools.store);
+fn source(config: &Config, store: &Store, run: u64, seed: u64) -> Result<Source, StartError> {
     match &config.source {
         config::Source::File(path) => {
             store.remove_contact();
