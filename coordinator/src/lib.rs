@@ -17,11 +17,13 @@ pub mod driver;
 pub mod error;
 pub mod failpoint;
 pub mod fleet;
+pub mod http;
 pub mod hub;
+pub mod keys;
 pub mod mirror;
 pub mod records;
 pub mod rollout;
-
+pub mod run;
 pub mod server;
 pub mod store;
 pub mod tls;

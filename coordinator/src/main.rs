@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use towline_coordinator::config::{Config, ConfigError, DATA, Flags};
 use towline_coordinator::error::chain;
 use towline_coordinator::failpoint;
+use towline_coordinator::mirror;
 use towline_coordinator::run::{self, RunError};
 use towline_coordinator::store::StoreError;
 use towline_coordinator::store::embedded::Embedded;
@@ -91,7 +92,10 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Run { config, listen, data, insecure, log } => {
             start_log(log);
-            run(config.as_deref(), &Flags { listen, data, insecure })
+            let passed =
+                |name: &&'static str| Some(((*name).to_owned(), std::env::var(name).ok()?));
+            let environment = mirror::PASSED.iter().filter_map(passed).collect();
+            run(config.as_deref(), &Flags { listen, data, insecure, environment })
         }
         Command::Backup { data, to } => match Embedded::backup_of(&run::store_in(&data), &to) {
             Ok(()) => ExitCode::SUCCESS,

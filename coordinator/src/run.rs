@@ -18,6 +18,10 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::desk::{Desk, DeskError};
 use crate::driver;
+use crate::error::chain;
+use crate::http::{self, Api};
+use crate::keys;
+use crate::mirror::{Credential, CredentialError, Mirror, MirrorConfig, MirrorError, Secret};
 use crate::records::key;
 use crate::server::{self, ListenError, Server};
 use crate::store::embedded::Embedded;
@@ -50,6 +54,12 @@ pub enum RunError {
     /// It has no certificate to show.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// It cannot keep mirrors.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    /// A secret for an origin cannot be used.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
 }
 
 impl RunError {
@@ -71,6 +81,8 @@ impl RunError {
                 Some("name another address with --listen, or end what listens there".to_owned())
             }
             RunError::Tls(error) => error.hint().map(str::to_owned),
+            RunError::Mirror(error) => error.hint(),
+            RunError::Credential(error) => error.hint(),
         }
     }
 }
@@ -105,7 +117,13 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
         warn!("everybody who can reach it may do everything: it runs with --insecure");
     }
     let driver = tokio::spawn(driver::drive(desk.clone(), stop.clone()));
-    let server = Server::new(crate::http::router(&desk, &config), config.connections, stop.clone());
+    let mirror = Mirror::new(mirror_config(&config)?)?;
+    if let Err(error) = mirror.check().await {
+        warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
+    }
+    let keys = keys::keys(&desk, config.is_open);
+    let api = Api::new(desk.clone(), Some(mirror), keys, stop.clone());
+    let server = Server::new(http::router(api), config.connections, stop.clone());
     let acceptor = match &shown {
         Some(shown) => {
             tokio::spawn(Arc::clone(shown).follow(stop.clone()));
@@ -130,6 +148,20 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     store.close().await;
     info!("stopped");
     Ok(())
+}
+
+fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {
+    let mut mirror = MirrorConfig::new(config.data.join("mirrors"));
+    if let Some(git) = &config.mirror.git {
+        mirror.git.clone_from(git);
+    }
+    mirror.fetch_timeout = config.mirror.fetch();
+    mirror.ca_file.clone_from(&config.mirror.ca_file);
+    mirror.environment.clone_from(&config.environment);
+    for (host, path) in &config.mirror.credentials {
+        mirror.credentials.push(Credential { host: host.clone(), secret: Secret::read(path)? });
+    }
+    Ok(mirror)
 }
 
 /// Raises a store's epoch, after it was restored from a backup. Returns the new one.

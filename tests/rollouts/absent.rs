@@ -20,8 +20,7 @@ fn a_silent_instance_holds_budget_is_set_aside_and_is_taken_up_when_it_comes_bac
     let pid = cluster.hosts[2].agent_pid();
     pause(pid, true);
     towline_tests::cluster::await_some("it to be silent", || {
-        let skew = cluster.coordinator.ask(&["skew", "web"]);
-        (skew["counts"]["silent"] == 1).then_some(())
+        (cluster.coordinator.counts()["silent"] == 1).then_some(())
     });
     let why = cluster.coordinator.must(&["why", "i-03"]);
     assert!(why.contains("silent") && why.contains("forget"), "{why}");
@@ -39,8 +38,7 @@ fn whoever_says_goodbye_leaves_the_counts_and_starts_nothing_more() {
     let (mut cluster, _) = Cluster::serving(3, QUICK);
     let said = cluster.hosts[2].command("goodbye").output().expect("the agent was built");
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    let skew = cluster.coordinator.ask(&["skew", "web"]);
-    assert_eq!(skew["counts"]["instances"], 2);
+    assert_eq!(cluster.coordinator.counts()["instances"], 2);
     let second = cluster.commit(&json!({}));
     cluster.coordinator.must(&["release", "web", &second]);
     cluster.coordinator.await_state("converged");

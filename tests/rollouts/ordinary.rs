@@ -32,7 +32,7 @@ fn a_good_release_goes_through_its_batches_and_never_over_its_budget() {
     assert_eq!(names, ["canary", "50 %", "100 %"]);
     let skew = cluster.coordinator.must(&["skew", "web"]);
     assert!(skew.contains(&second[..7]) && !skew.contains(&first[..7]), "{skew}");
-    assert!(cluster.coordinator.ask(&["permit", "list", "web"])["items"] == json!([]));
+    assert!(cluster.coordinator.ask(&["permit", "list", "web"])["permits"] == json!([]));
 }
 
 #[test]
@@ -43,7 +43,9 @@ fn a_bad_release_stops_at_its_canary_and_is_rolled_back_and_its_log_can_be_read(
     assert_eq!(said.code, 3, "{}{}", said.out, said.err);
     cluster.await_all(&good);
     cluster.await_converged(3);
-    let aborted = cluster.coordinator.ask(&["rollout", "show", "web", "--generation", "2"]);
+    let aborted =
+        cluster.coordinator.ask(&["rollout", "show", "web", "--generation", "2"])["rollout"]
+            .clone();
     assert_eq!(aborted["state"], "aborted");
     assert_eq!(aborted["reached"], 1, "one instance alone has served it");
     let failed = aborted["members"].as_array().unwrap().iter();
@@ -55,7 +57,10 @@ fn a_bad_release_stops_at_its_canary_and_is_rolled_back_and_its_log_can_be_read(
     assert_eq!(again.code, 1);
     assert!(again.err.contains("quarantine"), "{}", again.err);
     cluster.coordinator.must(&["quarantine", "lift", "web", &bad]);
-    assert_eq!(cluster.coordinator.ask(&["quarantine", "list", "web"])["items"], json!([]));
+    assert_eq!(
+        cluster.coordinator.ask(&["quarantine", "list", "web"])["quarantines"][0]["quarantine"],
+        json!([])
+    );
 }
 
 #[test]

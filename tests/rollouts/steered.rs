@@ -46,7 +46,9 @@ fn an_aborted_rollout_goes_back_and_a_release_meanwhile_is_refused() {
         rollout["kind"] == "rollback" && rollout["state"] == "converged"
     });
     cluster.await_all(&first);
-    let aborted = cluster.coordinator.ask(&["rollout", "show", "web", "--generation", "2"]);
+    let aborted =
+        cluster.coordinator.ask(&["rollout", "show", "web", "--generation", "2"])["rollout"]
+            .clone();
     assert!(aborted["reason"].as_str().unwrap().contains("prices are wrong"), "{aborted:#}");
 }
 
@@ -73,7 +75,7 @@ fn a_canary_that_bakes_can_be_promoted_and_a_converged_release_rolled_back() {
 fn a_plan_is_what_the_rollout_then_does() {
     let (mut cluster, _) = Cluster::serving(4, QUICK);
     let second = cluster.commit(&json!({}));
-    let plan = cluster.coordinator.ask(&["plan", "web", &second]);
+    let plan = cluster.coordinator.ask(&["plan", "web", &second])["plan"].clone();
     let planned = plan["batches"].as_array().unwrap().clone();
     cluster.coordinator.must(&["release", "web", &second]);
     let mut opened = vec![json!(null); planned.len()];

@@ -248,6 +248,13 @@ impl Coordinator {
         serde_json::from_str(&out).expect("it prints JSON")
     }
 
+    /// How the group's instances stand.
+    #[must_use]
+    pub fn counts(&self) -> Value {
+        let mut said = self.say(&["skew", "web", "--json"]).json();
+        said["skews"][0]["counts"].take()
+    }
+
     /// Makes the group `web` with this policy.
     pub fn set_group(&self, policy: &str) {
         let file = self.root.path().join("web.toml");
@@ -258,8 +265,8 @@ impl Coordinator {
     /// The group's rollout.
     #[must_use]
     pub fn rollout(&self) -> Value {
-        let said = self.say(&["rollout", "show", "web", "--json"]);
-        said.json()
+        let mut said = self.say(&["rollout", "show", "web", "--json"]).json();
+        said["rollout"].take()
     }
 
     /// Waits until the newest rollout is as wanted.
@@ -402,8 +409,8 @@ impl Cluster {
     pub fn await_converged(&self, count: u64) {
         let mut last = Value::Null;
         let found = wait(|| {
-            last = self.coordinator.say(&["skew", "web", "--json"]).json();
-            (last["counts"]["converged"] == count).then_some(())
+            last = self.coordinator.counts();
+            (last["converged"] == count && last["instances"] == count).then_some(())
         });
         let log = || self.coordinator.log();
         found.unwrap_or_else(|| panic!("waited in vain for {count}\n{last:#}\n{}", log()));

@@ -77,7 +77,7 @@ fn release(cluster: &mut Cluster, old: &str) -> String {
     let mut watching = watched(cluster, &["release", "web", &next, "--watch"]);
     await_some("both revisions to run", || {
         let skew = cluster.coordinator.say(&["skew", "web", "--json"]).json();
-        let rows = skew["revisions"].as_array().map_or(0, Vec::len);
+        let rows = skew["skews"][0]["revisions"].as_array().map_or(0, Vec::len);
         (rows > 1).then_some(())
     });
     run(cluster, &["skew", "web"]);
