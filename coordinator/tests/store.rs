@@ -210,8 +210,11 @@ async fn what_is_no_store_is_refused_and_left_as_it_is() {
         assert_eq!(fs::read(&path).unwrap(), bytes, "{rule}: left as it is");
         assert!(!dir.path().join("store.db-wal").exists(), "{rule}: nothing was made");
     }
-    let error = Embedded::open(dir.path(), 1).unwrap_err();
+    let place = dir.path().join("place");
+    fs::create_dir(&place).unwrap();
+    let error = Embedded::open(&place, 1).unwrap_err();
     assert!(matches!(error, StoreError::Foreign { .. }), "a directory: {error:?}");
+    assert!(!dir.path().join("place.lock").exists(), "and nothing is made beside it");
 }
 
 #[tokio::test]
