@@ -10,6 +10,7 @@
 //!             └─────► records ──► hub    parked polls: who is woken
 //! ```
 
+pub mod auth;
 pub mod board;
 pub mod config;
 pub mod desk;
