@@ -48,6 +48,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "agent/src/health.rs",
             "agent/src/source/coordinator",
             "coordinator/src/bin/towline/client",
+            "coordinator/src/bin/towline/commands",
         ],
     ),
     (
@@ -62,7 +63,7 @@ const HOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("rusqlite::", &["coordinator/src/store/embedded"]),
-    ("axum::", &["coordinator/src/http", "coordinator/src/server.rs"]),
+    ("axum::", &["coordinator/src/http", "coordinator/src/keys.rs", "coordinator/src/server.rs"]),
     ("prometheus_client::", &["coordinator/src/http"]),
     ("indicatif::", &["coordinator/src/bin/towline/render"]),
     ("comfy_table::", &["coordinator/src/bin/towline/render"]),

@@ -368,6 +368,12 @@ impl Draft {
         self.commit.compares.len() + self.commit.writes.len() + more <= OPERATIONS_MAX - 10
     }
 
+    /// Returns a draft that begins with a commit.
+    #[must_use]
+    pub fn of(commit: Commit) -> Self {
+        Self { commit }
+    }
+
     /// Returns the commit.
     #[must_use]
     pub fn into_commit(self) -> Commit {

@@ -121,7 +121,7 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     if let Err(error) = mirror.check().await {
         warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
     }
-    let keys = keys::keys(&desk, config.is_open);
+    let keys = keys::keys(&desk, config.is_open, &stop).await?;
     let api = Api::new(desk.clone(), Some(mirror), keys, stop.clone());
     let server = Server::new(http::router(api), config.connections, stop.clone());
     let acceptor = match &shown {

@@ -49,8 +49,8 @@ fn whoever_says_goodbye_leaves_the_counts_and_starts_nothing_more() {
 
 #[test]
 fn a_newborn_in_the_middle_of_a_rollout_boots_what_is_proven_and_has_its_turn_later() {
-    let policy = QUICK.replace("canary = 1, batch = 1", "canary = 600, batch = 1");
-    let (mut cluster, first) = Cluster::serving(2, &policy);
+    let (mut cluster, first) = Cluster::serving(2, QUICK);
+    cluster.set_policy(&QUICK.replace("canary = 1, batch = 1", "canary = 600, batch = 1"));
     let second = cluster.commit(&json!({}));
     cluster.coordinator.must(&["release", "web", &second]);
     cluster

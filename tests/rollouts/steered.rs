@@ -3,9 +3,11 @@
 use serde_json::json;
 use towline_tests::cluster::{Cluster, QUICK};
 
-/// Bakes long enough for an operator to step in.
-fn slow() -> String {
-    QUICK.replace("canary = 1, batch = 1", "canary = 600, batch = 600")
+/// A cluster whose next rollouts bake for long enough for an operator to step in.
+fn slow(instances: usize) -> (Cluster, String) {
+    let (cluster, first) = Cluster::serving(instances, QUICK);
+    cluster.set_policy(&QUICK.replace("canary = 1, batch = 1", "canary = 600, batch = 600"));
+    (cluster, first)
 }
 
 #[test]
@@ -31,7 +33,7 @@ fn a_paused_rollout_gives_no_leave_until_it_is_resumed() {
 
 #[test]
 fn an_aborted_rollout_goes_back_and_a_release_meanwhile_is_refused() {
-    let (mut cluster, first) = Cluster::serving(3, &slow());
+    let (mut cluster, first) = slow(3);
     let second = cluster.commit(&json!({}));
     cluster.coordinator.must(&["release", "web", &second]);
     cluster
@@ -54,7 +56,7 @@ fn an_aborted_rollout_goes_back_and_a_release_meanwhile_is_refused() {
 
 #[test]
 fn a_canary_that_bakes_can_be_promoted_and_a_converged_release_rolled_back() {
-    let (mut cluster, first) = Cluster::serving(2, &slow());
+    let (mut cluster, first) = slow(2);
     let second = cluster.commit(&json!({}));
     cluster.coordinator.must(&["release", "web", &second]);
     for batch in 0..2 {

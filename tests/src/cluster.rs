@@ -325,15 +325,21 @@ impl Cluster {
         Self::around(Coordinator::start(), policy, "")
     }
 
+    /// Gives the group another policy, for its next rollouts.
+    pub fn set_policy(&self, policy: &str) {
+        let url = self.origin.url(&self.repo);
+        self.coordinator.set_group(&format!("repository = {url:?}\n{policy}"));
+    }
+
     /// Likewise, around a coordinator that runs. `more`: further tables of the hosts' config.
     #[must_use]
     pub fn around(coordinator: Coordinator, policy: &str, more: &str) -> Self {
         let origin = Origin::start();
         let repo = origin.repository("web.git");
-        let url = origin.url(&repo);
-        coordinator.set_group(&format!("repository = {url:?}\n{policy}"));
         let (hosts, tip, more) = (Vec::new(), None, more.to_owned());
-        Self { coordinator, repo, origin, hosts, tip, more }
+        let cluster = Self { coordinator, repo, origin, hosts, tip, more };
+        cluster.set_policy(policy);
+        cluster
     }
 
     /// A cluster whose instances serve a good revision, which is group-proven.
