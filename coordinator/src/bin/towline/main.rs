@@ -1,3 +1,6 @@
 //! `towline`: the operator's command, a client of the coordinator's API.
 
+#[cfg(test)]
+mod init;
+
 fn main() {}
