@@ -459,8 +459,11 @@ mod tests {
     use super::*;
     use towline_protocol::recipe::{Check, Reload, ReloadSignal};
 
+    /// Names and texts.
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
     /// Makes a work tree of these files, and drafts its recipe.
-    fn drafted(files: &[(&str, &str)]) -> (Draft, Recipe) {
+    fn drafted(files: Files<'_>) -> (Draft, Recipe) {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = dir.path().join(name);
@@ -550,7 +553,7 @@ mod tests {
     fn python_apps_are_drafted() {
         let flask = "app = Flask(__name__)\n@app.get('/health')\n";
         // Files, what is part of the install, what is part of the start, what is noted.
-        let cases: [(&[(&str, &str)], &str, &str, &str); 8] = [
+        let cases: [(Files<'_>, &str, &str, &str); 8] = [
             (
                 &[
                     ("requirements.txt", "gunicorn\nflask\n-r more.txt\n"),
@@ -634,7 +637,7 @@ mod tests {
 
     #[test]
     fn other_kinds_are_drafted() {
-        let cases: [(&[(&str, &str)], Option<&str>, &str, &str); 9] = [
+        let cases: [(Files<'_>, Option<&str>, &str, &str); 9] = [
             (
                 &[
                     ("Gemfile", "gem 'puma'"),

@@ -129,11 +129,7 @@ impl Tree {
                     };
                     match kind {
                         Ok(kind) if kind.is_file() => files.push(path),
-                        Ok(kind) if kind.is_dir() => {
-                            if !name.starts_with('.') && !SKIPPED.contains(&name) {
-                                next.push(path);
-                            }
-                        }
+                        Ok(kind) if kind.is_dir() && is_own(name) => next.push(path),
                         _ => {}
                     }
                 }
@@ -153,6 +149,11 @@ impl Tree {
     }
 }
 
+/// May this folder hold code of the repository's own?
+fn is_own(name: &str) -> bool {
+    !name.starts_with('.') && !SKIPPED.contains(&name)
+}
+
 /// Names that are left out of a recipe, because nobody could read it.
 fn is_plain(name: &str) -> bool {
     !name.chars().any(|c| c.is_control() || matches!(c, '"' | '\'' | '\\'))
@@ -161,4 +162,37 @@ fn is_plain(name: &str) -> bool {
 /// Returns `text` in one line, for a comment.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_are_bounded_and_follow_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("large.js"), "x".repeat(1_000_000)).unwrap();
+        std::os::unix::fs::symlink("large.js", path("link.js")).unwrap();
+        std::os::unix::fs::symlink(".", path("loop")).unwrap();
+        fs::create_dir_all(path("a/b/c/d/e")).unwrap();
+        fs::create_dir_all(path("node_modules/x")).unwrap();
+        for file in ["a/b/c/d/e/deep.js", "a/one.js", "node_modules/x/theirs.js", "a/\u{7}.js"] {
+            fs::write(path(file), "").unwrap();
+        }
+        let tree = Tree::new(dir.path());
+        assert_eq!(tree.text("large.js").unwrap().len() as u64, FILE_BYTES_MAX);
+        assert_eq!(tree.text("link.js"), None);
+        assert!(tree.has("link.js") && !tree.has_file("link.js") && !tree.has_folder("loop"));
+        assert_eq!(tree.files(&[".js"]), ["large.js", "a/one.js"]);
+        assert_eq!(tree.folders(), ["a", "a/b", "a/b/c", "a/b/c/d"]);
+        for number in 0..20 {
+            fs::write(path(&format!("{number}.js")), "x".repeat(300_000)).unwrap();
+        }
+        assert!(tree.code(&[".js"]).len() < 3 * 1024 * 1024);
+        for number in 0..ENTRIES_MAX {
+            fs::write(path(&format!("a/b/{number}.js")), "").unwrap();
+        }
+        assert!(tree.files(&[".js"]).len() <= ENTRIES_MAX);
+    }
 }
