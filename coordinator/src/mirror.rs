@@ -989,7 +989,7 @@ mod tests {
             ("git@git.example:acme/web.git", false),
         ] {
             let error = mirror.refresh(url, NOW).await.unwrap_err();
-            let said = format!("{} {:?} {error:?}", cause(&error), error.hint());
+            let said = format!("{} {:?} {error:?} {mirror:?}", cause(&error), error.hint());
             assert!(!said.contains("hunter2") && !said.contains(encoded), "{said}");
             let seen = fs::read_to_string(&seen).unwrap();
             assert_eq!(seen.contains(encoded), gets, "{url}");
