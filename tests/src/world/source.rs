@@ -153,7 +153,9 @@ impl World {
     /// A swap is to be journalled; `needs_leave`: it replaces what serves.
     pub(super) fn use_leave(&mut self, order: Order, needs_leave: bool) -> Result<(), String> {
         let leave = self.says.leave.take();
-        self.says.until = leave.map(|(_, until)| until);
+        let open = self.says.open.map(|(number, _)| number);
+        let is_used = open.is_some() && self.machine.journal().leave == open;
+        self.says.until = leave.map(|(_, until)| until).filter(|_| is_used);
         match leave {
             Some((of, until)) if of == order && self.now <= until => Ok(()),
             _ if needs_leave => Err("a swap of what serves, without leave".to_owned()),
