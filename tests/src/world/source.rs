@@ -187,6 +187,8 @@ impl World {
             self.says.open = None;
         }
         self.says.waste();
+        // What was heard and did not reach the disk is to be heard again.
+        self.says.heard = self.journal.word.as_ref().map_or(Duty::Take, |word| word.duty);
         (self.says.leave, self.says.until, self.says.count) = (None, None, 0);
     }
 
