@@ -295,6 +295,13 @@ async fn one_report_is_in_flight_at_a_time() {
     let report = server.await_next("report").await;
     assert_eq!(report.body["report"]["phase"], "idle", "the newest; what was between is over");
     assert_eq!(report.body["log"]["detail"], "503", "but not what it said of a failure");
+    agent.tell("waiting", Some(log()));
+    report.nothing();
+    let report = server.await_next("report").await;
+    assert_eq!(report.body["log"]["detail"], "503");
+    report.nothing();
+    agent.tell("idle", None);
+    assert_eq!(server.await_next("report").await.body.get("log"), None, "it is told once");
 }
 
 #[tokio::test(start_paused = true)]
