@@ -402,7 +402,9 @@ pub fn verdict(rollout: &Rollout, index: usize, standings: &[Standing], now: Now
         return Verdict::Refill;
     }
     if !is_settled {
-        let is_undone = |standing: &Standing| matches!(standing, Standing::Pending(..));
+        // Not so for whoever was not heard of: while no coordinator is there, the bake time stands still.
+        let is_undone =
+            |standing: &Standing| matches!(standing, Standing::Pending(..) | Standing::Silent(_));
         if batch.bakes_ms.is_some() && standings.iter().any(is_undone) {
             return Verdict::Unbake;
         }
