@@ -55,6 +55,8 @@ pub(super) struct Coordinator {
     /// When this life began, and when the process last stood still.
     pub(super) began: Duration,
     pub(super) stood_still: Option<Duration>,
+    /// It was shut down for good.
+    pub(super) is_retired: bool,
 }
 
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl World {
 
     /// The coordinator starts, and reads the store.
     pub(super) fn start_coordinator(&mut self, at: usize) -> Result<(), String> {
-        if self.coordinators[at].board.is_some() {
+        if self.coordinators[at].board.is_some() || self.coordinators[at].is_retired {
             return Ok(());
         }
         let (entries, version) = self.store.list();

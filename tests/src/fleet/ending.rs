@@ -26,6 +26,13 @@ impl World {
         for at in 0..self.coordinators.len() {
             self.coordinator_goes_on(at);
         }
+        // Each coordinator hears those that poll it, and takes the others for silent: two of them, with
+        // agents that stay where they are, are safe and get nowhere. So one of them is left.
+        if let Some(last) = self.coordinators.len().checked_sub(1).filter(|last| *last > 0) {
+            let at = self.random.index(last + 1);
+            self.coordinators[at].is_retired = true;
+            self.crash_coordinator(at);
+        }
         for index in 0..self.hosts.len() {
             self.hosts[index].cut_until = self.now;
             self.agent_goes_on(index);
@@ -87,6 +94,7 @@ impl World {
     /// A good release reaches everybody.
     fn converge(&mut self, good: &Revision) -> Result<(), String> {
         let until = self.now + CONVERGES_WITHIN;
+        let mut has_begun = false;
         while self.now < until {
             self.pass(LOOK_EVERY)?;
             self.forget_the_dead();
@@ -96,7 +104,13 @@ impl World {
             let truth = self.store.truth();
             let target = truth.target.as_ref().and_then(|kept| kept.value.target.revision.as_ref());
             let state = truth.rollout.as_ref().map(|kept| kept.value.state);
+            if has_begun && target != Some(good) {
+                let past = towline_coordinator::records::key::past(&super::group(), truth.order().generation - 1);
+                let past = self.store.value(&past).map(String::from_utf8_lossy);
+                return Err(format!("a good release was taken back: {past:?}"));
+            }
             if target == Some(good) {
+                has_begun = true;
                 match state {
                     Some(State::Converged) if self.is_at_rest(good) => return Ok(()),
                     Some(State::Halted | State::Aborted | State::Paused) => {

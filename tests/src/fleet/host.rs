@@ -153,7 +153,7 @@ impl World {
 
     /// The agent starts, on what it finds.
     pub(super) fn start_agent(&mut self, index: usize) -> Result<(), String> {
-        let at = self.random.index(self.coordinators.len());
+        let at = self.preferred_coordinator();
         let now = self.now;
         let host = &mut self.hosts[index];
         if host.agent.is_some() || host.is_gone {
@@ -319,8 +319,19 @@ impl World {
         self.step(index, Event::Woke)
     }
 
+    /// Agents begin with the first address that they have; some are told another order of them.
+    fn preferred_coordinator(&mut self) -> usize {
+        if self.random.one_in(8) { self.random.index(self.coordinators.len()) } else { 0 }
+    }
+
     /// Polls: there is no other poll under way.
     pub(super) fn poll(&mut self, index: usize) {
+        if self.random.one_in(6) {
+            let at = self.preferred_coordinator();
+            if let Some(agent) = &mut self.hosts[index].agent {
+                agent.at = at;
+            }
+        }
         let host = &mut self.hosts[index];
         let (life, instance) = (host.life, host.name.clone());
         let Some(agent) = host.agent.as_mut().filter(|agent| agent.poll.is_none()) else { return };
