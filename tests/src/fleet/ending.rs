@@ -94,7 +94,7 @@ impl World {
     /// A good release reaches everybody.
     fn converge(&mut self, good: &Revision) -> Result<(), String> {
         let until = self.now + CONVERGES_WITHIN;
-        let mut has_begun = false;
+        let (mut has_begun, mut retries) = (false, 2);
         while self.now < until {
             self.pass(LOOK_EVERY)?;
             self.forget_the_dead();
@@ -113,6 +113,8 @@ impl World {
                 has_begun = true;
                 match state {
                     Some(State::Converged) if self.is_at_rest(good) => return Ok(()),
+                    // Something unhealthy, that was to come later, held the budget: once more, then.
+                    Some(State::Halted) if retries > 0 => retries -= 1,
                     Some(State::Halted | State::Aborted | State::Paused) => {
                         return Err(format!("a good release: {:?}", truth.rollout));
                     }
