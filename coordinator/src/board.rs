@@ -175,8 +175,7 @@ impl Board {
                 if let Some(heard) = self.heard.get_mut(group) {
                     // Whoever has just polled for the first time is not in the records yet.
                     heard.retain(|instance, heard| {
-                        state.instances.contains_key(instance)
-                            || up.saturating_sub(*heard) <= lease
+                        state.instances.contains_key(instance) || up.saturating_sub(*heard) <= lease
                     });
                 }
             }
