@@ -217,6 +217,7 @@ impl World {
             if self.random.one_in(2) {
                 let (revision, since) = (baked.clone(), self.now);
                 let how = towline_agent::machine::How::Restart;
+                self.book.activated.insert(revision.clone());
                 host.runs = Some(Running { revision, since, how });
             }
         }
