@@ -168,9 +168,13 @@ fn whereabouts(report: Option<&Report>, rollout: &Rollout) -> String {
     .to_owned()
 }
 
-/// The failure that it tells of, where it belongs to this rollout.
+/// The failure that it tells of, where it belongs to this rollout: what fails on a lower rung of a boot's
+/// ladder fails for the same target, and says nothing about its revision.
 fn of_this<'a>(report: &'a Report, rollout: &Rollout) -> Option<&'a Failure> {
-    report.failure.as_ref().filter(|failure| failure.order == Some(rollout.order()))
+    report.failure.as_ref().filter(|failure| {
+        failure.order == Some(rollout.order())
+            && rollout.revision().is_none_or(|revision| *revision == failure.revision)
+    })
 }
 
 /// Has it failed, and does that say something against the revision?
