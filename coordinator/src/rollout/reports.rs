@@ -135,7 +135,8 @@ fn is_over(permit: &Permit, message: &Message) -> bool {
     let is_renounced = permit.seq <= report.renounced;
     let is_later = message.seq > permit.seq;
     let is_good = report.health == Health::Healthy && (report.proven || report.adopted);
-    is_renounced || (is_later && !report.uses_permit && is_good)
+    // What asked anew with a restore still owed renounces that question, and not the permit.
+    !report.uses_permit && (is_renounced || (is_later && is_good))
 }
 
 /// A newborn failed on what it was to boot: once several have, the group's newborns get something else.
