@@ -43,9 +43,15 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         // A late copy of a question that was renounced since.
         return refuse(Draft::new(), "it was asked again since");
     }
+    if is_over(state, question) {
+        return refuse(Draft::new(), "it was renounced since");
+    }
     if let Some(reason) = obstacle(state, question) {
         let mut draft = Draft::new();
-        close(state, instance, &mut draft);
+        // A copy of the very question that it answered renounces nothing: it may be in use.
+        if stored.is_some_and(|permit| permit.seq < question.seq) {
+            close(state, instance, &mut draft);
+        }
         return refuse(draft, reason);
     }
     let budget = fleet::budget(state, attendance);
@@ -62,6 +68,8 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     draft.on(key::permits(&state.group), state.permits.as_ref());
     let at = key::permit(&state.group, instance);
     draft.on(at.clone(), state.open.get(instance));
+    // It may leave, or renounce the question, meanwhile: then nobody would ever close the permit.
+    draft.on(key::instance(&state.group, instance), state.instances.get(instance));
     let mut count = state.count();
     let id = match stored {
         Some(permit) => permit.id,
@@ -86,6 +94,14 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
 
 fn refuse(draft: Draft, reason: impl Into<String>) -> Leave {
     Leave { permit: None, reason: Some(reason.into()), draft }
+}
+
+/// Has the instance told since that it does not wait for the answer any more?
+fn is_over(state: &GroupState, question: &Question) -> bool {
+    let Some(record) = state.member(&question.instance) else { return false };
+    record.report.as_ref().is_some_and(|report| {
+        question.seq <= report.renounced || (record.seq > question.seq && !report.uses_permit)
+    })
 }
 
 /// What stands against leave, budget aside.

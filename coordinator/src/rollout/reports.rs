@@ -114,6 +114,8 @@ pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Dr
     let mut draft = Draft::new();
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
+    // One that is given meanwhile may be one that this report closes.
+    draft.on(key::permit(&state.group, instance), state.open.get(instance));
     let permit = state.open.get(instance).map(|kept| &kept.value);
     if permit.is_some_and(|permit| is_over(permit, message)) {
         close(state, instance, &mut draft);
@@ -197,6 +199,7 @@ pub fn left(
     draft.on(key::instance(&state.group, instance), Some(kept));
     draft.put(key::instance(&state.group, instance), &record);
     draft.delete(key::log(&state.group, instance));
+    draft.on(key::permit(&state.group, instance), state.open.get(instance));
     close(state, instance, &mut draft);
     Some(draft)
 }
