@@ -41,7 +41,13 @@ impl World {
             let baked = self.any_revision();
             self.join(&baked)?;
         }
+        // What operators have ordered so far, and all that is still on its way, comes to an end.
+        for standing in self.operations.values_mut() {
+            standing.is_open = false;
+        }
+        self.pass(Duration::from_secs(90))?;
         self.settle()?;
+        self.check_permits_in_use()?;
         let good = self.new_revision(Some(Character::Good));
         self.tell(|_| format!("the last release: {}", good.short()));
         self.converge(&good)?;
@@ -80,6 +86,21 @@ impl World {
         }
         let rollout = self.store.truth().going();
         Err(format!("a rollout neither ends nor halts: {rollout:?}"))
+    }
+
+    /// Nothing that is over keeps a permit.
+    fn check_permits_in_use(&self) -> Result<(), String> {
+        for (instance, permit) in &self.store.truth().open {
+            let host = self.hosts.iter().find(|host| host.name == *instance && !host.is_gone);
+            let told = host.and_then(|host| host.agent.as_ref()?.told.as_ref());
+            let is_over = |report: &towline_protocol::report::Report| {
+                !report.uses_permit && report.health == Health::Healthy && report.proven
+            };
+            if told.is_none_or(is_over) {
+                return Err(format!("{instance} keeps {permit:?} for nothing: {told:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn forget_the_dead(&mut self) {
