@@ -308,6 +308,7 @@ fn wait(
     }
     if let Some(index) = open_batch(rollout)
         && rollout.batches[index].bakes_ms.is_some()
+        && taken > 0
         && standings.iter().all(Standing::is_settled)
     {
         return Decision::Wait { within, reason };
