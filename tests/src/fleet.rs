@@ -179,8 +179,8 @@ impl World {
             },
             on_failure: if self.random.one_in(3) { OnFailure::Halt } else { OnFailure::Rollback },
             healthy_deadline_s: 60,
-            prepare_deadline_s: 60,
-            progress_deadline_s: 150,
+            prepare_deadline_s: 150,
+            progress_deadline_s: 200,
             boot_quarantine: BootQuarantine { instances: 2, window_s: 600 },
             ..Policy::default()
         };
