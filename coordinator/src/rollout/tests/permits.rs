@@ -419,7 +419,8 @@ fn what_is_decided_on_is_compared() {
         assert!(!world.commit(draft), "{rule}");
     }
     let draft = decided(&world, "i-0a");
-    let compared = ["target/web", "rollout/web", "permits/web", "permit/web/i-0a"];
+    let compared =
+        ["target/web", "rollout/web", "permits/web", "permit/web/i-0a", "instance/web/i-0a"];
     assert_eq!(compares(&draft), compared, "nothing more, and nothing less");
     world.tell("i-0c", |told| told.objection = Some("reports are many".to_owned()));
     assert!(world.commit(draft), "a report of another instance is no conflict");
