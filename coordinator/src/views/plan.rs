@@ -6,6 +6,7 @@
 //!
 //! PURE.
 
+use serde::de::DeserializeOwned;
 use towline_protocol::api::{Budget, ErrorBody, PAGE_MAX, PlanView, PlannedBatch, ReleaseRequest};
 use towline_protocol::fleet::InstanceRecord;
 use towline_protocol::policy::OnFailure;
@@ -28,7 +29,7 @@ pub fn view(
 ) -> PlanView {
     let made = operations::release(look.state, look.attendance, request, act);
     let (state, refused) = match made {
-        Ok(draft) => (begun(look.state, draft), refused),
+        Ok(draft) => (Some(begun(look.state, &draft)), refused),
         Err(error) => (None, Some(error)),
     };
     let state = state.as_ref().unwrap_or(look.state);
@@ -53,18 +54,24 @@ pub fn view(
 
 /// Returns a group's records as they would be once a draft of its target and rollout is written.
 #[must_use]
-pub fn begun(state: &GroupState, draft: Draft) -> Option<GroupState> {
+pub fn begun(state: &GroupState, draft: &Draft) -> GroupState {
     let mut next = state.clone();
-    let (target_key, rollout_key) = (key::target(&state.group), key::rollout(&state.group));
-    for write in draft.into_commit().writes {
-        let Write::Put { key, value } = write else { continue };
-        if key == target_key {
-            next.target = Some(Kept { version: 0, value: serde_json::from_slice(&value).ok()? });
-        } else if key == rollout_key {
-            next.rollout = Some(Kept { version: 0, value: serde_json::from_slice(&value).ok()? });
-        }
+    if let Some(value) = written(draft, &key::target(&state.group)) {
+        next.target = Some(Kept { version: 0, value });
     }
-    Some(next)
+    if let Some(value) = written(draft, &key::rollout(&state.group)) {
+        next.rollout = Some(Kept { version: 0, value });
+    }
+    next
+}
+
+/// Returns the record that a draft writes at a key.
+#[must_use]
+pub fn written<T: DeserializeOwned>(draft: &Draft, at: &str) -> Option<T> {
+    draft.clone().into_commit().writes.into_iter().find_map(|write| match write {
+        Write::Put { key, value } if key == at => serde_json::from_slice(&value).ok(),
+        Write::Put { .. } | Write::Delete { .. } => None,
+    })
 }
 
 /// Returns the batches of a rollout that are still to come, with the members they would have if all were
