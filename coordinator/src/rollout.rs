@@ -253,10 +253,12 @@ fn refill(
         next.progressed_ms = now.deadline_ms;
         return Decision::Step(Box::new(next));
     }
-    Decision::Wait {
-        within: None,
-        reason: format!("nobody is left in {name}: it waits for an instance that can take it"),
+    let reason = format!("nobody is left in {name}: it waits for an instance that can take it");
+    if state.members().next().is_none() {
+        // A group that is empty may stay so for as long as it likes.
+        return Decision::Wait { within: None, reason };
     }
+    wait(state, rollout, &[], attendance, now, None, reason)
 }
 
 /// `shared`: why it may not be the rollout's fault.

@@ -13,33 +13,13 @@ use towline_protocol::poll::Word;
 use towline_protocol::report::{Phase, Report};
 use towline_protocol::target::Target;
 
+use crate::random::Random;
+
 mod rules;
 mod tasks;
 
 /// When the shell ends a preparing that hangs.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(600);
-
-/// `SplitMix64`: enough randomness for schedules, and no dependency whose next version reorders them.
-#[derive(Debug)]
-pub struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// What a revision is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +103,7 @@ impl World {
     /// An instance on which no agent has ever run; its image may hold a release.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let journal = Journal::new("i-sim".parse().expect("a valid name"));
         // The release that an image may hold.
         let baked: Revision = "b".repeat(40).parse().expect("40 digits");

@@ -90,6 +90,9 @@ fn is_placed(rollout: &Rollout, instance: &Instance) -> bool {
 
 /// Chooses so many who are in no batch: those who are there, and well, first. `is_all`: the silent as
 /// well.
+///
+/// Where as many are unavailable as may be, whoever is well would wait for those who are not, and they for
+/// their batch: then those who are there and not well go first, because their swap costs nothing.
 fn pick(
     state: &GroupState,
     rollout: &Rollout,
@@ -97,6 +100,8 @@ fn pick(
     is_all: bool,
     attendance: &Attendance,
 ) -> BTreeSet<Instance> {
+    let budget = fleet::budget(state, attendance);
+    let is_spent = budget.used >= budget.max;
     let mut candidates: Vec<_> = universe(state, rollout)
         .filter(|record| !is_placed(rollout, &record.instance))
         .filter(|record| is_all || !attendance.is_silent(&record.instance))
@@ -107,7 +112,7 @@ fn pick(
                 .is_some_and(|report| fleet::has_taken(report, &rollout.target));
             let is_away = attendance.of(&record.instance) != Presence::Here;
             let place = place(&record.instance, rollout);
-            ((is_away, !fleet::is_healthy(record), has_taken, place), &record.instance)
+            ((is_away, fleet::is_healthy(record) == is_spent, has_taken, place), &record.instance)
         })
         .collect();
     candidates.sort();

@@ -235,13 +235,17 @@ fn failure(
 
 /// Has it made the release ready, so that only leave to swap is missing?
 fn is_prepared(report: &Report, rollout: &Rollout) -> bool {
-    match report.phase {
-        Phase::Starting | Phase::Preparing | Phase::Idle => report.uses_permit,
-        Phase::Waiting => of_this(report, rollout).is_none(),
-        Phase::Asking | Phase::Activating | Phase::Proving | Phase::Probing | Phase::Restoring => {
-            true
+    // It looks at what serves from time to time while it waits; its phase tells of that then.
+    report.prepared
+        || match report.phase {
+            Phase::Starting | Phase::Preparing | Phase::Idle => report.uses_permit,
+            Phase::Waiting => of_this(report, rollout).is_none(),
+            Phase::Asking
+            | Phase::Activating
+            | Phase::Proving
+            | Phase::Probing
+            | Phase::Restoring => true,
         }
-    }
 }
 
 /// Counts those of the open batch that have failed since; `None`: nobody has.

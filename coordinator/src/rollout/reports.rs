@@ -37,6 +37,7 @@ pub fn newcomer(
     seq: u64,
     at: Timestamp,
 ) -> InstanceRecord {
+    let old = state.instances.get(instance).map(|kept| &kept.value);
     InstanceRecord {
         version: VERSION,
         instance: instance.clone(),
@@ -44,11 +45,12 @@ pub fn newcomer(
         joined: at,
         seen: at,
         seq,
-        report: None,
-        reported: at,
-        since: at,
+        // It was acknowledged, and is not told again until it changes.
+        report: old.and_then(|old| old.report.clone()),
+        reported: old.map_or(at, |old| old.reported),
+        since: old.map_or(at, |old| old.since),
         note: None,
-        orders: state.instances.get(instance).map(|kept| kept.value.orders).unwrap_or_default(),
+        orders: old.map(|old| old.orders).unwrap_or_default(),
         gone: None,
     }
 }
@@ -185,7 +187,8 @@ pub fn left(
     let record = InstanceRecord {
         gone: Some(at),
         seq: seq.unwrap_or(kept.value.seq),
-        report: None,
+        // Whoever said goodbye comes back as another run of its agent, which tells anew.
+        report: kept.value.report.clone().filter(|_| seq.is_none()),
         note: None,
         ..kept.value.clone()
     };
