@@ -36,7 +36,7 @@ use crate::records::{Draft, RecordError, Records};
 use crate::rollout;
 use crate::rollout::operations::Act;
 use crate::store::embedded::Embedded;
-use crate::store::{Outcome, Store, StoreError, Version};
+use crate::store::{Outcome, Store, StoreError, Version, Watch};
 
 /// How often a change that lost a race is decided again before its caller is told to try later.
 const RACES_MAX: usize = 64;
@@ -162,10 +162,7 @@ impl Desk {
     }
 
     async fn follow_from(&self, version: &mut Version) -> Result<(), DeskError> {
-        let mut watched = match self.inner.store.watch("", *version).await {
-            Err(StoreError::Compacted { .. }) => return self.reload(version).await,
-            watched => watched?,
-        };
+        let mut watched = self.inner.store.watch("", *version);
         loop {
             let changes = match watched.next().await {
                 Err(StoreError::Compacted { .. }) => return self.reload(version).await,
@@ -445,7 +442,7 @@ impl State {
 
 fn refusal(error: StoreError) -> ErrorBody {
     error!(error = chain(&error), "the store could not be used");
-    let hint = error.hint().map(Into::into);
+    let hint = error.hint();
     let message = format!("the coordinator could not use its store: {error}");
     ErrorBody { code: Code::Unavailable, message, hint, field: None }
 }

@@ -12,9 +12,12 @@
 
 pub mod board;
 pub mod config;
+pub mod desk;
+pub mod driver;
 pub mod error;
 pub mod failpoint;
 pub mod fleet;
+pub mod http;
 pub mod hub;
 pub mod mirror;
 pub mod records;
