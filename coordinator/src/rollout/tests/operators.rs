@@ -409,7 +409,7 @@ fn a_higher_epoch_is_taken_over_and_a_lower_one_is_not_and_generations_go_on() {
     release(&mut world, 'c', EPOCH + 1);
     assert_eq!(order(&world), (EPOCH + 1, 3));
     release(&mut world, 'd', EPOCH + 1);
-    assert_eq!(order(&world), (EPOCH + 1, 2));
+    assert_eq!(order(&world), (EPOCH + 1, 4));
 }
 
 #[test]
