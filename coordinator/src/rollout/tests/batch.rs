@@ -286,7 +286,8 @@ fn a_permit_for_an_earlier_target_has_no_deadline_here_and_its_silent_holder_is_
 #[test]
 fn what_a_missed_healthy_deadline_says_against_the_revision() {
     // Silent, there and serving it, there and not serving it.
-    let rules: [(fn(&mut World, &str), bool); 3] = [
+    type Rule = (fn(&mut World, &str), bool);
+    let rules: [Rule; 3] = [
         (|world, canary| world.hush(canary), false),
         (|_, _| {}, true),
         (|world, canary| world.tell(canary, |told| told.serving = Some(revision('a'))), false),
