@@ -25,11 +25,8 @@ use crate::rollout::gate;
 pub fn view(look: &Look<'_>, rollout: &Rollout, next_generation: Option<u64>) -> RolloutView {
     let (members, members_left_out) = members(look, rollout);
     let stands = matches!(rollout.state, State::Paused | State::Halted);
-    let may_still_swap = if stands && is_present(look, rollout) {
-        look.state.open.keys().cloned().collect()
-    } else {
-        Vec::new()
-    };
+    let may_still_swap =
+        if stands { look.state.open.keys().cloned().collect() } else { Vec::new() };
     let decisions = rollout.decisions.iter();
     RolloutView {
         group: look.state.group.clone(),
@@ -56,11 +53,6 @@ pub fn view(look: &Look<'_>, rollout: &Rollout, next_generation: Option<u64>) ->
         next_generation,
         may_still_swap,
     }
-}
-
-/// Is it the rollout of the group's target? What instances tell now says nothing about any other.
-fn is_present(look: &Look<'_>, rollout: &Rollout) -> bool {
-    look.target().is_some_and(|target| target.order == rollout.order())
 }
 
 fn batches(look: &Look<'_>, rollout: &Rollout) -> Vec<BatchView> {
