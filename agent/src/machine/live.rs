@@ -381,14 +381,15 @@ impl Machine {
         })
     }
 
-    /// Is there a newer target than the one whose failure could not be undone?
+    /// Is there another target than the one whose failure could not be undone? What an order to restart
+    /// has ended is none: the newest target may be another revision of the same order.
     pub(super) fn has_better(&self, swap: &Swap) -> bool {
         let order = self.order();
         // One that names no revision is satisfied by what served before, or by the ladder.
         let target = self.journal.target.as_ref().and_then(|target| target.revision.as_ref());
         target.is_some_and(|target| {
             self.duty() == Duty::Take
-                && order > swap.order
+                && (order > swap.order || *target != swap.to)
                 && swap.from.as_ref() != Some(target)
                 && self.journal.rejection(order, target).is_none()
                 && !self.is_refused(target)
