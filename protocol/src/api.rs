@@ -537,9 +537,9 @@ pub struct SkewRow {
     pub commit: Option<CommitView>,
     /// Is it the target's?
     pub is_target: bool,
-    /// How many instances serve it, as last told.
+    /// How many instances say that they serve it; whoever is silent is among the unknown.
     pub instances: u32,
-    /// How many of those are known to run it: by workers that were seen to, and not silent.
+    /// How many of those are known to run it: heard of, and by workers that were seen to.
     pub workers: u32,
 }
 

@@ -71,16 +71,42 @@ enum Due {
     Trouble,
     Request(Box<Sent>),
     Reply(Caller, Box<Reply>),
-    Look { at: usize, life: u64 },
-    Follow { at: usize, life: u64 },
-    Job { at: usize, life: u64, job: u64 },
-    PollOver { at: usize, life: u64, caller: Caller },
+    Look {
+        at: usize,
+        life: u64,
+    },
+    Follow {
+        at: usize,
+        life: u64,
+    },
+    Job {
+        at: usize,
+        life: u64,
+        job: u64,
+    },
+    PollOver {
+        at: usize,
+        life: u64,
+        caller: Caller,
+    },
     CoordinatorStarts(usize),
     CoordinatorGoesOn(usize),
-    Task { host: usize, life: u64, task: u64 },
-    Wake { host: usize, life: u64, due: Duration },
+    Task {
+        host: usize,
+        life: u64,
+        task: u64,
+    },
+    Wake {
+        host: usize,
+        life: u64,
+        due: Duration,
+    },
     /// A request of this number must have been answered.
-    Late { host: usize, life: u64, seq: u64 },
+    Late {
+        host: usize,
+        life: u64,
+        seq: u64,
+    },
     AgentStarts(usize),
     AgentGoesOn(usize),
     OperatorWaits(u64),
@@ -166,7 +192,8 @@ impl World {
     fn any_policy(&mut self) -> Policy {
         let share = |percent: &u32| Share::Percent(*percent);
         let lists: [&[u32]; 4] = [&[100], &[50, 100], &[25, 50, 100], &[34]];
-        let batches = self.random.pick(&lists).map_or(Vec::new(), |list| list.iter().map(share).collect());
+        let batches =
+            self.random.pick(&lists).map_or(Vec::new(), |list| list.iter().map(share).collect());
         let budget = [Share::Count(1), Share::Count(2), Share::Percent(25), Share::Percent(50)];
         let budget = self.random.pick(&budget).copied().unwrap_or(Share::Count(1));
         let seconds = |random: &mut Random| random.pick(&[0, 5, 15, 30]).copied().unwrap_or(5);
@@ -303,9 +330,7 @@ impl World {
             Due::Reply(caller, reply) => self.answered(caller, *reply),
             Due::Look { at, life } if self.coordinators[at].life == life => self.look(at, true),
             Due::Follow { at, life } if self.coordinators[at].life == life => self.follow(at),
-            Due::Job { at, life, job } if self.coordinators[at].life == life => {
-                self.go_on(at, job)
-            }
+            Due::Job { at, life, job } if self.coordinators[at].life == life => self.go_on(at, job),
             Due::PollOver { at, life, caller } if self.coordinators[at].life == life => {
                 self.poll_over(at, caller);
                 Ok(())

@@ -135,7 +135,10 @@ impl World {
             let target = truth.target.as_ref().and_then(|kept| kept.value.target.revision.as_ref());
             let state = truth.rollout.as_ref().map(|kept| kept.value.state);
             if has_begun && target != Some(good) {
-                let past = towline_coordinator::records::key::past(&super::group(), truth.order().generation - 1);
+                let past = towline_coordinator::records::key::past(
+                    &super::group(),
+                    truth.order().generation - 1,
+                );
                 let past = self.store.value(&past).map(String::from_utf8_lossy);
                 return Err(format!("a good release was taken back: {past:?}"));
             }

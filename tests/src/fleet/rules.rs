@@ -192,7 +192,9 @@ impl World {
             .open
             .values()
             .map(|kept| kept.value.clone())
-            .filter(|permit| before.open.get(&permit.instance).is_none_or(|own| own.value != *permit))
+            .filter(|permit| {
+                before.open.get(&permit.instance).is_none_or(|own| own.value != *permit)
+            })
             .collect();
         let closed: Vec<Permit> = before
             .open
@@ -245,7 +247,8 @@ impl World {
             let batch = rollout.batches.iter().position(|batch| batch.members.contains(instance));
             let is_open = match batch {
                 Some(index) => {
-                    let passed = |before: &towline_protocol::rollout::Batch| before.passed_ms.is_some();
+                    let passed =
+                        |before: &towline_protocol::rollout::Batch| before.passed_ms.is_some();
                     rollout.batches[index].is_open() && rollout.batches[..index].iter().all(passed)
                 }
                 None => rollout.aside.contains(instance),
@@ -289,7 +292,10 @@ impl World {
                 let journal = &host.disk.journal;
                 let is_used = journal.swap.is_some() && journal.leave == Some(permit.seq);
                 if is_used && !host.is_gone && !host.is_excused && !host.disk.is_behind {
-                    return Err(format!("{} is in the middle of what its permit is for", host.name));
+                    return Err(format!(
+                        "{} is in the middle of what its permit is for",
+                        host.name
+                    ));
                 }
             }
             Request::Poll(_) => return Err(format!("{} polls its permit away", host.name)),

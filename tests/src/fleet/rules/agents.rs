@@ -11,14 +11,19 @@ use super::super::{WAIT_S, World, group};
 
 impl World {
     /// Before a task begins.
-    pub(in super::super) fn check_begin(&mut self, index: usize, task: &Task) -> Result<(), String> {
+    pub(in super::super) fn check_begin(
+        &mut self,
+        index: usize,
+        task: &Task,
+    ) -> Result<(), String> {
         let Task::Activate { to, .. } = task else { return Ok(()) };
         self.book.activated.insert(to.clone());
         let host = &self.hosts[index];
         let Some(agent) = &host.agent else { return Ok(()) };
         let wrong = |why: String| Err(format!("{} makes {} live: {why}", host.name, to.short()));
         // A machine that begins takes up what its disk holds.
-        let journal = if agent.told.is_some() { agent.machine.journal() } else { &host.disk.journal };
+        let journal =
+            if agent.told.is_some() { agent.machine.journal() } else { &host.disk.journal };
         let Some(swap) = &journal.swap else { return wrong("nothing is journalled".to_owned()) };
         if swap.failed.is_some() {
             // Restoring what served before needs no further permit.
@@ -79,7 +84,11 @@ impl World {
     }
 
     /// A report that was acknowledged is what the group's records say.
-    pub(in super::super) fn check_acknowledged(&self, index: usize, seq: u64) -> Result<(), String> {
+    pub(in super::super) fn check_acknowledged(
+        &self,
+        index: usize,
+        seq: u64,
+    ) -> Result<(), String> {
         let host = &self.hosts[index];
         let Some(agent) = host.agent.as_ref().filter(|agent| agent.report.is_none()) else {
             return Ok(());

@@ -68,7 +68,10 @@ impl World {
             }
             // "Nothing rolls back a rollback."
             if is_by_gate && (!may_go_back(old) || old.state != State::Running) {
-                return Err(format!("a {:?} that is {:?} leads back by itself", old.kind, old.state));
+                return Err(format!(
+                    "a {:?} that is {:?} leads back by itself",
+                    old.kind, old.state
+                ));
             }
         }
         let record = &truth.record.as_ref().ok_or("the group is gone")?.value;
@@ -79,7 +82,10 @@ impl World {
         if let Some(fallback) = &target.fallback
             && (target.revision.as_ref() == Some(fallback) || !record.is_proven(fallback))
         {
-            return Err(format!("{} is a fallback, and no rollout to it converged", fallback.short()));
+            return Err(format!(
+                "{} is a fallback, and no rollout to it converged",
+                fallback.short()
+            ));
         }
         if new.kind == Kind::Rollback
             && let Some(old) = old.filter(|old| old.kind == Kind::Release)
@@ -104,7 +110,12 @@ fn check_state(old: &Rollout, new: &Rollout, is_by_gate: bool) -> Result<(), Str
     if is_legal {
         return Ok(());
     }
-    Err(format!("from {:?} to {:?}, by {}", old.state, new.state, if is_by_gate { "the gate" } else { "order" }))
+    Err(format!(
+        "from {:?} to {:?}, by {}",
+        old.state,
+        new.state,
+        if is_by_gate { "the gate" } else { "order" }
+    ))
 }
 
 /// What is decided stays so: open batches, passed gates, failures.
@@ -180,8 +191,7 @@ fn check_gates(old: &Rollout, new: &Rollout, knowledge: &Knowledge) -> Result<()
             }
             continue;
         }
-        let (Some(bakes_ms), Some(passed_ms)) =
-            (was.and_then(|was| was.bakes_ms), batch.passed_ms)
+        let (Some(bakes_ms), Some(passed_ms)) = (was.and_then(|was| was.bakes_ms), batch.passed_ms)
         else {
             return wrong("it has not baked");
         };

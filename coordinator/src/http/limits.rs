@@ -1,0 +1,161 @@
+//! How much, how often, and for how long: bodies, requests at a time, requests in a time.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use towline_protocol::api::Code;
+
+use super::Api;
+use super::caller::{Admit, Caller};
+use super::errors::Refused;
+
+/// How long a request's body may take.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The largest message of an agent, in bytes: a failure's log, and room for all else.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
+/// How often one operator may ask.
+const OPERATOR: Pace = Pace { per_s: 50.0, burst: 200.0 };
+
+/// How often one agent may: it polls, reports a phase, asks. A storm is a fault of its own.
+const AGENT: Pace = Pace { per_s: 10.0, burst: 60.0 };
+
+/// How many callers are remembered before those that are at rest are forgotten.
+const CALLERS_MAX: usize = 20_000;
+
+/// How often somebody may ask: so often a second, and so many times at once.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    per_s: f64,
+    burst: f64,
+}
+
+/// What is left to a caller: it fills at a pace.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    left: f64,
+    filled: Duration,
+}
+
+impl Bucket {
+    fn full(pace: Pace, now: Duration) -> Self {
+        Self { left: pace.burst, filled: now }
+    }
+
+    fn take(&mut self, pace: Pace, now: Duration) -> bool {
+        let passed = now.saturating_sub(self.filled).as_secs_f64();
+        self.left = (self.left + passed * pace.per_s).min(pace.burst);
+        self.filled = self.filled.max(now);
+        let is_left = self.left >= 1.0;
+        if is_left {
+            self.left -= 1.0;
+        }
+        is_left
+    }
+}
+
+/// How often each caller has asked of late.
+#[derive(Debug)]
+pub(crate) struct Rates {
+    started: Instant,
+    buckets: Mutex<BTreeMap<String, Bucket>>,
+}
+
+impl Default for Rates {
+    #[expect(clippy::disallowed_methods, reason = "a shell: how often somebody asks is measured")]
+    fn default() -> Self {
+        Self { started: Instant::now(), buckets: Mutex::default() }
+    }
+}
+
+impl Rates {
+    /// Counts a request, or refuses it where there were too many.
+    pub(crate) fn take(&self, caller: &Caller, admit: Admit) -> Result<(), Refused> {
+        let pace = match admit {
+            Admit::Operators => OPERATOR,
+            // Without tokens, all agents are one caller.
+            Admit::Agents if *caller == Caller::Open => return Ok(()),
+            Admit::Agents => AGENT,
+        };
+        let now = self.started.elapsed();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= CALLERS_MAX {
+            let longest = Duration::from_secs_f64(AGENT.burst / AGENT.per_s);
+            buckets.retain(|_, bucket| now.saturating_sub(bucket.filled) < longest);
+        }
+        let bucket = buckets.entry(caller.actor()).or_insert_with(|| Bucket::full(pace, now));
+        if bucket.take(pace, now) {
+            return Ok(());
+        }
+        let message =
+            format!("more than {} requests a second came from {}", pace.per_s, caller.by());
+        Err(Refused::new(Code::TooMany, message).hint("try again in a moment, and less often"))
+    }
+}
+
+/// Works on so many requests of operators at a time, and on no more.
+pub(crate) async fn limited(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let Ok(_place) = api.operators().try_acquire() else {
+        let message = "the coordinator works on as many requests as it can";
+        return Refused::new(Code::Unavailable, message)
+            .hint("try again in a moment")
+            .into_response();
+    };
+    next.run(request).await
+}
+
+/// Reads a body of so many bytes at most, within `within`.
+pub(crate) async fn read(body: Body, bytes_max: usize, within: Duration) -> Result<Bytes, Refused> {
+    match tokio::time::timeout(within, Limited::new(body, bytes_max).collect()).await {
+        Ok(Ok(read)) => Ok(read.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("the request has more than {bytes_max} bytes");
+            Err(Refused::new(Code::TooLarge, message))
+        }
+        Ok(Err(_)) => Err(Refused::new(Code::Invalid, "the request's body was cut off")),
+        Err(_) => {
+            let message = format!("the request's body did not end within {} s", within.as_secs());
+            Err(Refused::new(Code::Timeout, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_pace() {
+        let pace = Pace { per_s: 2.0, burst: 3.0 };
+        let at = Duration::from_millis;
+        let mut bucket = Bucket::full(pace, at(0));
+        let given = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(pace, now)).count();
+        assert_eq!(given(&mut bucket, at(0)), 3);
+        assert_eq!(given(&mut bucket, at(400)), 0, "not one yet");
+        assert_eq!(given(&mut bucket, at(500)), 1);
+        assert_eq!(given(&mut bucket, at(100)), 0, "an earlier reading fills nothing");
+        assert_eq!(given(&mut bucket, at(1_000_000)), 3, "never more than the burst");
+    }
+
+    #[test]
+    fn one_who_asks_too_often_keeps_nobody_else_out() {
+        let rates = Rates::default();
+        let caller = |id: &str| Caller::Operator {
+            name: "ada".to_owned(),
+            role: towline_protocol::api::Role::Viewer,
+            id: id.to_owned(),
+        };
+        let mut all = (0..100_000).map(|_| rates.take(&caller("t1"), Admit::Operators));
+        let refused = all.find_map(Result::err).expect("there is a limit");
+        assert_eq!(refused.0.code, Code::TooMany);
+        assert!(rates.take(&caller("t2"), Admit::Operators).is_ok());
+    }
+}
