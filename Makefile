@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo bench test lint fmt clean setup
+.PHONY: help demo demo-instance bench test lint fmt clean setup
 
 help: ## list what can be run
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile
@@ -10,9 +10,13 @@ help: ## list what can be run
 setup:
 	@sh tests/setup.sh
 
-demo: setup ## an instance through an ordinary day and two bad ones, under load: two minutes after the build
+demo: setup ## a fleet through a release, a bad one and two bad days, under load: three minutes after the build
 	@$(CARGO) build --locked --release
 	@$${CARGO_TARGET_DIR:-target}/release/demo
+
+demo-instance: setup ## one instance through an ordinary day and two bad ones, under load: two minutes after the build
+	@$(CARGO) build --locked --release
+	@$${CARGO_TARGET_DIR:-target}/release/demo-instance
 
 bench: setup ## measure what the project claims, beside `git pull && npm ci && kill -HUP`: three minutes after the build
 	@$(CARGO) build --locked --release

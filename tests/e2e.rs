@@ -1,3 +1,5 @@
-//! End to end: the real agent, git over http and node, on one instance on loopback.
+//! End to end: the real binaries, git over http and node, on loopback. `deploys`: one instance that follows
+//! a file. `rollouts`: a coordinator, the operator's command, and instances that follow it.
 
 mod deploys;
+mod rollouts;

@@ -9,19 +9,24 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Recipe, RecipeError};
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error;
 use crate::git::{Origin, OriginConfig, OriginError, Secret};
+use crate::journal::Journal;
 use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, RunAs};
+use crate::release::state::{Leaving, boot_id};
 use crate::release::{DiskError, Store};
-use crate::shell::{Shell, Tools, answers, finder, look};
+use crate::shell::{Saying, Shell, Tools, answers, finder, look};
+use crate::source::Source;
+use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
 
 /// Why an agent could not start.
@@ -68,6 +73,9 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The coordinator cannot be used.
+    #[error("could not use the coordinator")]
+    Coordinator(#[source] CoordinatorError),
     /// What the live release's recipe says cannot be used, so that nothing is found or started by it.
     #[error(
         "no manager can be found or started: the recipe of the live release {} is not valid",
@@ -101,6 +109,7 @@ impl StartError {
                 let dir = path.parent().unwrap_or(path);
                 Some(format!("create {} first; the file itself may come later", dir.display()))
             }
+            StartError::Coordinator(source) => source.hint(),
             StartError::LiveRecipe { .. } => Some(
                 "remove `current` once, and release a revision whose recipe `towline-agent check` \
                  finds valid"
@@ -131,6 +140,9 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     }
     let token = if is_root { token(config).map_err(StartError::Origin)? } else { None };
     origin(config, token).map_err(StartError::Origin)?;
+    if let config::Source::Coordinator(coordinator) = &config.source {
+        coordinator::check(coordinator, is_root).map_err(StartError::Coordinator)?;
+    }
     Ok(())
 }
 
@@ -146,7 +158,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     let store = Store::new(&config.dir);
     store.prepare()?;
     let lock = store.lock()?;
-    let (journal, said) = store.read_journal(&config.instance)?;
+    let (mut journal, said) = store.read_journal(&config.instance)?;
     if let Some(said) = said {
         warn!(said, "the journal was broken; what was proven and rejected before is forgotten");
     }
@@ -156,16 +168,13 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         warn!(ended, "ended what the last run of the agent had left behind");
     }
     store.clear_staging()?;
-    let path = config.target_file.clone();
-    let source = FileSource::watch(&path, &config.group)
-        .map_err(|source| StartError::Source { path, source })?;
+    let seed = seed(&config);
+    if matches!(config.source, config::Source::Coordinator(_)) {
+        count_run(&store, &mut journal);
+    }
+    let source = source(&config, &store, journal.run, seed)?;
     let environment = config.environment.clone();
     let run_as = RunAs { account, environment, tag, grace: process::GRACE };
-    let seed = config
-        .instance
-        .as_str()
-        .bytes()
-        .fold(0, |seed: u64, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte));
     let policy = Policy {
         group: config.group.clone(),
         boot_deadline: config.boot_deadline,
@@ -181,6 +190,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         before: RefCell::new(None),
         // A reload that the last run asked for may still be under way.
         is_unsettled: Cell::new(journal.swap.is_some()),
+        saying: Saying::default(),
         is_lost: Cell::new(false),
     });
     let found = survey(&tools).await?;
@@ -194,6 +204,71 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     );
     let (machine, effects) = Machine::new(policy, journal, found);
     Ok((Shell::new(tools, machine, source, lock), effects))
+}
+
+/// Numbers this run, before its first message. Seconds since 1970 make it grow even where the journal was
+/// lost, or cannot be written now.
+fn count_run(store: &Store, journal: &mut Journal) {
+    let left = store.leaving().map_or(0, |leaving| leaving.run);
+    journal.run = (journal.run.max(left) + 1).max(seconds_now());
+    if let Err(error) = store.write_journal(journal) {
+        warn!(error = error::chain(&error), hint = error.hint(), "could not write the journal");
+    }
+}
+
+/// Says goodbye for this instance, and has a running agent start nothing more until the next boot.
+///
+/// # Errors
+///
+/// What kept it from arriving, in one line; the agent starts nothing more all the same.
+pub async fn goodbye(config: &Config) -> Result<(), String> {
+    let config::Source::Coordinator(coordinator) = &config.source else {
+        return Err("targets come from a file: there is nobody to say goodbye to".to_owned());
+    };
+    let store = Store::new(&config.dir);
+    let (journal, _) =
+        store.read_journal(&config.instance).map_err(|error| error::chain(&error))?;
+    let run = (journal.run + 1).max(seconds_now());
+    let noted = store.write_leaving(&Leaving { boot: boot_id(), run });
+    let own = Own {
+        group: config.group.clone(),
+        instance: config.instance.clone(),
+        run,
+        seed: seed(config),
+        store,
+    };
+    let said = coordinator::goodbye(coordinator, own).await;
+    noted.map_err(|error| error::chain(&error)).and(said)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a start reads the clock once, to number the run")]
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Spreads what a fleet does at a time: by the instance's name.
+fn seed(config: &Config) -> u64 {
+    let bytes = config.instance.as_str().bytes();
+    bytes.fold(0, |seed: u64, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte))
+}
+
+fn source(config: &Config, store: &Store, run: u64, seed: u64) -> Result<Source, StartError> {
+    match &config.source {
+        config::Source::File(path) => {
+            store.remove_contact();
+            let file = FileSource::watch(path, &config.group);
+            let path = path.clone();
+            file.map(|file| Source::File(Box::new(file)))
+                .map_err(|source| StartError::Source { path, source })
+        }
+        config::Source::Coordinator(coordinator) => {
+            let (group, instance) = (config.group.clone(), config.instance.clone());
+            let own = Own { group, instance, run, seed, store: store.clone() };
+            Coordinator::start(coordinator, own)
+                .map(Source::Coordinator)
+                .map_err(StartError::Coordinator)
+        }
+    }
 }
 
 /// Finds out what is on disk, and whether the live release runs.

@@ -20,7 +20,7 @@ use toml::de::{DeTable, DeValue};
 use towline_protocol::recipe::{self, CommandLine, Recipe, RelativePath};
 
 use crate::bootstrap;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Source};
 use crate::error;
 
 /// What is wrong, and what is doubtful, with one file.
@@ -268,8 +268,11 @@ pub fn config(path: &Path, variables: &BTreeMap<String, String>) -> (Findings, O
         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         findings.problem("", None, &format!("{}{hint}", error::chain(&error)));
     }
-    let watched = config.target_file.parent().unwrap_or(&config.target_file);
-    for (field, dir) in [("dir", config.dir.as_path()), ("source.file", watched)] {
+    let watched = match &config.source {
+        Source::File(file) => Some(("source.file", file.parent().unwrap_or(file))),
+        Source::Coordinator(_) => None,
+    };
+    for (field, dir) in [("dir", config.dir.as_path())].into_iter().chain(watched) {
         // Not a problem of the file: it may be checked on another host.
         if !dir.is_dir() {
             findings.warning(&format!("{field}: {} is not there: create it first", dir.display()));

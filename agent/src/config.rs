@@ -33,8 +33,8 @@ pub struct Config {
     pub user: Option<String>,
     /// What children get of the agent's environment.
     pub environment: BTreeMap<String, String>,
-    /// The file that names the target.
-    pub target_file: PathBuf,
+    /// Where targets come from.
+    pub source: Source,
     /// Where revisions come from.
     pub git: Git,
     /// By when a boot has settled what serves; 240 s by default.
@@ -45,6 +45,30 @@ pub struct Config {
     pub keep: Keep,
     /// What a tree may hold.
     pub limits: TreeLimits,
+}
+
+/// Where targets come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A local file, by its path.
+    File(PathBuf),
+    /// A coordinator.
+    Coordinator(Coordinator),
+}
+
+/// How the coordinator is reached.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    /// Its addresses, tried in turn; at least one.
+    pub addresses: Vec<String>,
+    /// PEM certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A file that holds the group's join secret. A bare name is a systemd credential.
+    pub join_secret: Option<PathBuf>,
+    /// Allow plain http to other hosts than this one; off by default.
+    pub allow_http: bool,
+    /// How long to wait for a connection; 5 s by default.
+    pub connect: Duration,
 }
 
 /// Where revisions come from.
@@ -156,7 +180,10 @@ struct File {
     user: Option<String>,
     #[serde(default)]
     pass_env: Vec<String>,
-    source: Source,
+    #[serde(default)]
+    coordinators: Vec<String>,
+    source: Option<SourceFile>,
+    coordinator: Option<CoordinatorTable>,
     git: Git,
     #[serde(default)]
     boot: Boot,
@@ -170,8 +197,23 @@ struct File {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Source {
+struct SourceFile {
     file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CoordinatorTable {
+    ca_file: Option<PathBuf>,
+    join_secret: Option<PathBuf>,
+    allow_http: bool,
+    connect_s: f64,
+}
+
+impl Default for CoordinatorTable {
+    fn default() -> Self {
+        Self { ca_file: None, join_secret: None, allow_http: false, connect_s: 5.0 }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -269,7 +311,6 @@ impl Config {
         let instance = file.instance.as_deref().unwrap_or(host.trim());
         let check = Check { path };
         check.absolute("dir", &file.dir)?;
-        check.absolute("source.file", &file.source.file)?;
         if let Some(ca_file) = &file.git.ca_file {
             check.absolute("git.ca_file", ca_file)?;
         }
@@ -278,6 +319,8 @@ impl Config {
         check.seconds("git.connect_s", file.git.connect_s)?;
         check.seconds("git.stall_s", file.git.stall_s)?;
         check.seconds("git.total_s", file.git.total_s)?;
+        let named = (file.source, file.coordinators, file.coordinator);
+        let source = check.source(named.0, named.1, named.2, variables)?;
         let mut git = file.git;
         if recipe::RelativePath::new(&git.recipe).is_ok_and(|path| path.is_root()) {
             return check.value("git.recipe", "must name a file", git.recipe);
@@ -300,7 +343,7 @@ impl Config {
                 .filter(passed)
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
-            target_file: file.source.file,
+            source,
             git,
             boot_deadline: check.seconds("boot.deadline_s", file.boot.deadline_s)?,
             backoff: (
@@ -326,6 +369,43 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
+    /// Exactly one place that targets come from.
+    fn source(
+        &self,
+        file: Option<SourceFile>,
+        addresses: Vec<String>,
+        table: Option<CoordinatorTable>,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Source, ConfigError> {
+        const ONE: &str = "must be named by either `coordinators` or `source.file`";
+        match (file, addresses.is_empty()) {
+            (Some(SourceFile { file }), true) if table.is_none() => {
+                self.absolute("source.file", &file)?;
+                Ok(Source::File(file))
+            }
+            (Some(_), true) => self.value(
+                "coordinator",
+                "goes with `coordinators`, which names its addresses",
+                "with `source.file`",
+            ),
+            (Some(_), false) => self.value("where targets come from", ONE, "by both"),
+            (None, true) => self.value("where targets come from", ONE, "by neither"),
+            (None, false) => {
+                let table = table.unwrap_or_default();
+                if let Some(ca_file) = &table.ca_file {
+                    self.absolute("coordinator.ca_file", ca_file)?;
+                }
+                Ok(Source::Coordinator(Coordinator {
+                    addresses,
+                    ca_file: table.ca_file,
+                    join_secret: table.join_secret.map(|name| credential(&name, variables)),
+                    allow_http: table.allow_http,
+                    connect: self.seconds("coordinator.connect_s", table.connect_s)?,
+                }))
+            }
+        }
+    }
+
     fn value<T>(
         &self,
         field: &'static str,
@@ -401,6 +481,11 @@ mod tests {
             ("dir = \"/srv/web\"", "dir = \"/srv/../web\"", "dir"),
             ("dir = \"/srv/web\"", "dir = \"/\"", "dir"),
             ("[git]", "[keep]\nreleases = 1\n[git]", "keep.releases"),
+            ("[source]\nfile", "[sauce]\nfile", "parse"),
+            ("[source]\nfile = \"/etc/towline/web.json\"", "", "either"),
+            ("[source]\nfile = \"/", "[source]\nfile = \"", "source.file"),
+            ("group =", "coordinators = [\"https://a\"]\ngroup =", "either"),
+            ("[git]", "[coordinator]\nallow_http = true\n[git]", "coordinator"),
             ("[git]", "[boot]\ndeadline_s = -1\n[git]", "boot.deadline_s"),
             ("[git]", "[boot]\ndeadline = 1\n[git]", "parse"),
             ("[git]", "[git]\nrecipe = \"../x\"", "git.recipe"),
@@ -410,6 +495,29 @@ mod tests {
             assert_ne!(text, LEAST, "{from} is in the least config");
             let error = parse(&text).unwrap_err();
             assert!(error.to_string().contains(blamed), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_coordinator_takes_the_place_of_the_file() {
+        let file = "[source]\nfile = \"/etc/towline/web.json\"\n";
+        let with = |coordinator: &str| {
+            let text = format!("coordinators = [\"https://a\", \"https://b\"]\n{LEAST}");
+            parse(&text.replacen(file, coordinator, 1))
+        };
+        let coordinator = |config: Config| match config.source {
+            Source::Coordinator(coordinator) => coordinator,
+            Source::File(file) => panic!("{}", file.display()),
+        };
+        let least = coordinator(with("").unwrap());
+        assert_eq!(least.addresses, ["https://a", "https://b"]);
+        assert_eq!((least.allow_http, least.connect), (false, Duration::from_secs(5)));
+        let table = "[coordinator]\nca_file = \"/ca.pem\"\njoin_secret = \"/run/join\"\n";
+        let full = coordinator(with(table).unwrap());
+        assert_eq!(full.ca_file.as_deref(), Some(Path::new("/ca.pem")));
+        assert_eq!(full.join_secret.as_deref(), Some(Path::new("/run/join")));
+        for bad in ["ca_file = \"ca.pem\"", "connect_s = 0", "token = \"secret\""] {
+            assert!(with(&format!("[coordinator]\n{bad}\n")).is_err(), "{bad}");
         }
     }
 

@@ -153,23 +153,29 @@ impl Secret {
     ///
     /// See [`OriginError`].
     pub fn read(path: &Path) -> Result<Self, OriginError> {
-        let failed = |source| OriginError::Credential { path: path.to_owned(), source };
-        let invalid = |reason: &str| failed(io::Error::new(io::ErrorKind::InvalidData, reason));
-        let meta = fs::metadata(path).map_err(failed)?;
-        if meta.mode() & 0o007 != 0 {
-            return Err(OriginError::Exposed { path: path.to_owned() });
-        }
-        if !meta.is_file() || meta.len() > SECRET_BYTES_MAX {
-            return Err(invalid("it is no small file"));
-        }
-        let text = fs::read_to_string(path).map_err(failed)?;
-        let text = text.trim();
-        if text.is_empty() || text.chars().any(char::is_control) {
-            return Err(invalid("it holds no single line of text"));
-        }
-        let (user, password) = text.split_once(':').unwrap_or((TOKEN_USER, text));
+        let text = secret_text(path)?;
+        let (user, password) = text.split_once(':').unwrap_or((TOKEN_USER, &text));
         Ok(Self { user: user.to_owned(), password: password.to_owned() })
     }
+}
+
+/// Reads a secret of one line from a file that others may not read.
+pub(crate) fn secret_text(path: &Path) -> Result<String, OriginError> {
+    let failed = |source| OriginError::Credential { path: path.to_owned(), source };
+    let invalid = |reason: &str| failed(io::Error::new(io::ErrorKind::InvalidData, reason));
+    let meta = fs::metadata(path).map_err(failed)?;
+    if meta.mode() & 0o007 != 0 {
+        return Err(OriginError::Exposed { path: path.to_owned() });
+    }
+    if !meta.is_file() || meta.len() > SECRET_BYTES_MAX {
+        return Err(invalid("it is no small file"));
+    }
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let text = text.trim();
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(invalid("it holds no single line of text"));
+    }
+    Ok(text.to_owned())
 }
 
 impl Origin {

@@ -51,6 +51,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell the coordinator that this instance is shut down; a running agent then starts nothing more
+    /// until the next boot.
+    ///
+    /// For the `ExecStop=` of a unit that ends with the host, or for a script that ends the instance. Exit
+    /// 0 when the coordinator has taken it, 1 otherwise.
+    Goodbye {
+        /// Host config, such as /etc/towline/web.toml.
+        #[arg(long, short)]
+        config: PathBuf,
+    },
     /// Say line by line what is wrong with a repository's recipe and tree, or with host config.
     ///
     /// Exit 0 when all is valid, 1 otherwise.
@@ -90,6 +100,7 @@ fn main() -> ExitCode {
         Command::Run(work) => run(&work, &variables, Until::Stopped),
         Command::Once(work) => run(&work, &variables, Until::Settled),
         Command::Status { config, json } => say_status(&config, json, &variables),
+        Command::Goodbye { config } => say_goodbye(&config, &variables),
         Command::Check { dir, config } => check(dir, config.as_deref(), &variables),
     }
 }
@@ -162,13 +173,7 @@ fn run(work: &Work, variables: &BTreeMap<String, String>, until: Until) -> ExitC
         Err(code) => return code,
     };
     log(work, variables);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(4)
-        // An idle agent is one thread.
-        .thread_keep_alive(Duration::from_secs(1))
-        .build();
-    let runtime = match runtime {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, None, FAILED),
     };
@@ -176,6 +181,34 @@ fn run(work: &Work, variables: &BTreeMap<String, String>, until: Until) -> ExitC
     // A thread that waits for a disk or for the network must not hold the exit.
     runtime.shutdown_timeout(Duration::from_secs(5));
     code
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        // An idle agent is one thread.
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+}
+
+fn say_goodbye(path: &Path, variables: &BTreeMap<String, String>) -> ExitCode {
+    if let Err(code) = install_tls() {
+        return code;
+    }
+    let config = match load(path, variables) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let said = runtime().map(|runtime| runtime.block_on(bootstrap::goodbye(&config)));
+    match said {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(said)) => {
+            let error = io::Error::other(format!("could not say goodbye: {said}"));
+            complain(&error, None, FAILED)
+        }
+        Err(error) => complain(&error, None, FAILED),
+    }
 }
 
 async fn work_until(config: Config, until: Until) -> ExitCode {
@@ -233,17 +266,21 @@ fn say_status(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> 
     };
     let is_running = store.is_locked();
     let now_s = seconds_now();
+    // What cannot be read is not told; the rest is.
+    let contact = store.read_contact().ok().flatten();
     if json {
         let answer = serde_json::json!({
             "schema_version": status::SCHEMA_VERSION,
             "agent_running": is_running,
             "agent_pid": store.holder().filter(|_| is_running),
             "age_s": now_s.saturating_sub(status.written_s),
+            "coordinator": contact,
             "status": status,
         });
         println!("{answer:#}");
     } else {
-        println!("{}", status::text(&status, is_running, store.holder(), now_s));
+        let said = status::text(&status, contact.as_ref(), is_running, store.holder(), now_s);
+        println!("{said}");
     }
     ExitCode::SUCCESS
 }

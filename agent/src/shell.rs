@@ -14,6 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::report::{Cause, Evidence, Phase, Report};
+use towline_protocol::poll::FailureLog;
+use towline_protocol::report::{Cause, Evidence, Health, Phase, Report};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::config::{Config, Keep};
@@ -30,21 +32,22 @@ use crate::dependencies;
 use crate::error as errors;
 use crate::git::{Cache, Limits, Origin};
 use crate::journal::Journal;
-use crate::machine::{Effect, Event, Leave, Machine, Outcome, Task, TaskId};
+use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
 use crate::manager;
 use crate::process::RunAs;
 use crate::release::Store;
 use crate::release::state::{Lock, Status};
-use crate::source::Said;
-use crate::source::file::FileSource;
+use crate::source::{Said, Source, Told};
 
 mod activate;
 mod prepare;
 mod probe;
+mod saying;
 mod watch;
 
 pub(crate) use activate::{finder, look};
 pub(crate) use probe::answers;
+pub(crate) use saying::Saying;
 
 /// What the shell's tasks work with.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub struct Tools {
     pub(crate) before: RefCell<Option<manager::Snapshot>>,
     /// May a reload still be under way, of which nothing is known?
     pub(crate) is_unsettled: Cell<bool>,
+    /// What the task that runs has to tell people.
+    pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
     pub(crate) is_lost: Cell<bool>,
 }
@@ -106,7 +111,7 @@ type Running = Pin<Box<dyn Future<Output = Outcome>>>;
 pub struct Shell {
     tools: Rc<Tools>,
     machine: Machine,
-    source: FileSource,
+    source: Source,
     started: Instant,
     wake: Option<Duration>,
     task: Option<(TaskId, CancellationToken, Running)>,
@@ -114,6 +119,11 @@ pub struct Shell {
     gone: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// Does the task that runs leave alone what serves?
     is_beside: bool,
+    /// The release that the task that runs is about.
+    about: Option<Revision>,
+    /// To be told with the next report.
+    note: Option<String>,
+    log: Option<FailureLog>,
     last: Option<Report>,
     _lock: Lock,
 }
@@ -127,7 +137,7 @@ impl std::fmt::Debug for Shell {
 impl Shell {
     /// Puts the parts together; `bootstrap` has made them.
     #[must_use]
-    pub fn new(tools: Rc<Tools>, machine: Machine, source: FileSource, lock: Lock) -> Self {
+    pub fn new(tools: Rc<Tools>, machine: Machine, source: Source, lock: Lock) -> Self {
         Self {
             tools,
             machine,
@@ -137,6 +147,9 @@ impl Shell {
             task: None,
             gone: None,
             is_beside: false,
+            about: None,
+            note: None,
+            log: None,
             last: None,
             _lock: lock,
         }
@@ -150,9 +163,17 @@ impl Shell {
         stop: &CancellationToken,
     ) -> End {
         self.perform(effects).await;
-        let word = self.source.read();
-        self.hear(word).await;
+        if let Some(said) = self.source.first() {
+            self.hear(said).await;
+        }
         loop {
+            if self.is_leaving() {
+                info!("the instance is shut down: nothing more is started");
+                self.source.hush();
+                self.cancel().await;
+                stop.cancelled().await;
+                return self.stopped(false).await;
+            }
             if until == Until::Settled
                 && self.task.is_none()
                 && let Some(end) = self.end()
@@ -162,21 +183,14 @@ impl Shell {
             self.watch();
             let wake = self.wake.map(|wake| self.started + wake);
             let event = tokio::select! {
-                () = stop.cancelled() => {
-                    self.cancel().await;
-                    if let Some(journal) = self.machine.stopped() {
-                        self.write(&journal);
-                    }
-                    info!("stopped");
-                    return End::Stopped;
-                }
+                () = stop.cancelled() => return self.stopped(is_going_down(Path::new("/run"))).await,
                 outcome = ended(&mut self.task) => {
                     let id = self.task.take().map_or(0, |(id, _, _)| id);
+                    self.collect(&outcome);
                     Event::Done(id, outcome)
                 }
-                () = self.source.changed() => {
-                    let word = self.source.read();
-                    self.hear(word).await;
+                said = self.source.next() => {
+                    self.hear(said).await;
                     continue;
                 }
                 () = at(wake) => {
@@ -200,11 +214,51 @@ impl Shell {
         }
     }
 
+    /// Told to stop; `is_goodbye`: because the instance is shut down.
+    async fn stopped(&mut self, is_goodbye: bool) -> End {
+        self.cancel().await;
+        if let Some(journal) = self.machine.stopped() {
+            self.write(&journal);
+        }
+        if is_goodbye {
+            self.source.goodbye().await;
+        }
+        info!("stopped");
+        End::Stopped
+    }
+
+    /// Takes what the task that has ended has to tell people.
+    fn collect(&mut self, outcome: &Outcome) {
+        let saying = &self.tools.saying;
+        if let Some(note) = saying.take_note() {
+            self.note = Some(note);
+        }
+        let (Outcome::Failed(_, detail), Some(revision)) = (outcome, self.about.clone()) else {
+            return;
+        };
+        let log = saying.take_log(revision, detail);
+        // A look that fails again says what the last one did.
+        let is_told = self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.health == Health::Unhealthy && last.phase == Phase::Idle);
+        if !is_told {
+            self.log = Some(log);
+        }
+    }
+
+    /// Has `towline-agent goodbye` been run? Then what is under way ends, and nothing more begins.
+    fn is_leaving(&self) -> bool {
+        matches!(self.source, Source::Coordinator(_)) && self.tools.store.is_leaving()
+    }
+
     fn end(&self) -> Option<End> {
         let report = self.machine.settled()?;
         Some(if self.machine.is_converged() {
             End::Converged
-        } else if report.phase == Phase::Waiting {
+        } else if matches!(report.phase, Phase::Waiting | Phase::Asking)
+            || (report.failure.is_none() && report.degraded.is_none())
+        {
             End::TryLater
         } else {
             End::Failed
@@ -231,7 +285,12 @@ impl Shell {
             debug!(?effect, "effect");
             match effect {
                 Effect::Journal(journal) => self.write(&journal),
-                Effect::Begin(id, task) => self.begin(id, task),
+                Effect::Begin(id, task) => {
+                    if let Some(number) = self.begin(id, task) {
+                        let asked = Event::Asked(number);
+                        effects.extend(self.machine.step(self.started.elapsed(), asked));
+                    }
+                }
                 Effect::Cancel => self.cancel().await,
                 Effect::WakeAt(time) => self.wake = Some(time),
                 Effect::Report(report) => self.tell(*report),
@@ -254,7 +313,8 @@ impl Shell {
         }
     }
 
-    fn begin(&mut self, id: TaskId, task: Task) {
+    /// Returns the number of a question that goes out.
+    fn begin(&mut self, id: TaskId, task: Task) -> Option<u64> {
         // What is made ready beside what serves says nothing of it.
         self.is_beside = matches!(task, Task::Prepare { .. } | Task::Ask(_));
         if !self.is_beside {
@@ -262,12 +322,25 @@ impl Shell {
         }
         let stop = CancellationToken::new();
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
+        self.tools.saying.clear();
+        self.about = match &task {
+            Task::Prepare { revision, .. }
+            | Task::Activate { to: revision, .. }
+            | Task::Prove(revision)
+            | Task::Probe(revision, _)
+            | Task::Check(revision, _) => Some(revision.clone()),
+            Task::Ask(_) | Task::Journal(_) => None,
+        };
+        let mut asked = None;
         let running: Running = match task {
             Task::Prepare { revision, unless_like } => {
                 Box::pin(prepare::prepare(tools, revision, unless_like, own))
             }
-            // A file gives leave at once: it has no batches and no budget.
-            Task::Ask(_) => Box::pin(async { Outcome::Permitted(Leave::default()) }),
+            Task::Ask(order) => {
+                let (number, question) = self.source.ask(order, self.started, own);
+                asked = number;
+                question
+            }
             // At once, so that journals reach the disk in the order in which they were made.
             Task::Journal(journal) => {
                 let outcome = match tools.store.write_journal(&journal) {
@@ -286,6 +359,7 @@ impl Shell {
         let generation = self.machine.journal().target.as_ref().map(|t| t.order.generation);
         let span = info_span!("deploy", group = %self.tools.config.group, generation);
         self.task = Some((id, stop, Box::pin(running.instrument(span))));
+        asked
     }
 
     async fn cancel(&mut self) {
@@ -332,6 +406,8 @@ impl Shell {
             let evidence = report.evidence.map(Evidence::as_str);
             info!(revision = serving, health = report.health.as_str(), evidence, "serving");
         }
+        let (note, log) = (self.note.take(), self.log.take());
+        self.source.tell(Told { report: report.clone(), note, log });
         let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
         if let Err(error) = self.tools.store.write_status(&status) {
             warn!(error = errors::chain(&error), hint = error.hint(), "could not write the status");
@@ -364,6 +440,15 @@ fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
     if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
         warn!(error = errors::chain(&error), "could not prune the git cache");
     }
+}
+
+/// Is the host on its way down, as far as systemd's files tell? `run` is `/run`.
+///
+/// A shutdown that was scheduled has a file of its own, and users are kept out by another from the moment
+/// at which their sessions end. A power button, or EC2's stop, may leave neither before the agent ends: a
+/// unit whose `ExecStop=` runs `towline-agent goodbye` is sure.
+fn is_going_down(run: &Path) -> bool {
+    ["systemd/shutdown/scheduled", "nologin"].iter().any(|name| run.join(name).exists())
 }
 
 /// Waits for the end of the manager, which is told once; for ever where none is watched.

@@ -6,7 +6,7 @@
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence, Failure, Health, Phase, Report};
 
-use crate::release::state::Status;
+use crate::release::state::{Contact, Status};
 
 /// The version of the JSON that `status --json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -14,7 +14,13 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Returns the status as a person reads it. `holder`: the pid of whoever holds the
 /// lock, where it is known; `now_s`: seconds since 1970.
 #[must_use]
-pub fn text(status: &Status, is_running: bool, holder: Option<u32>, now_s: u64) -> String {
+pub fn text(
+    status: &Status,
+    contact: Option<&Contact>,
+    is_running: bool,
+    holder: Option<u32>,
+    now_s: u64,
+) -> String {
     let report = &status.report;
     let age_s = now_s.saturating_sub(status.written_s);
     let mut lines = vec![format!("{} in group {}", report.instance, report.group)];
@@ -36,6 +42,9 @@ pub fn text(status: &Status, is_running: bool, holder: Option<u32>, now_s: u64) 
     lines.push(format!("phase    {}", phase(report)));
     if let Some(reason) = &report.degraded {
         lines.push(format!("degraded {reason}"));
+    }
+    if let Some(contact) = contact {
+        lines.push(format!("source   {}", self::contact(contact, now_s)));
     }
     if let Some(reason) = &report.objection {
         lines.push(format!("source   {reason}"));
@@ -96,6 +105,15 @@ fn next(report: &Report, is_running: bool) -> Option<&'static str> {
     }
 }
 
+/// Which coordinator it is, and when it was last heard.
+fn contact(contact: &Contact, now_s: u64) -> String {
+    let address = contact.address.trim_end_matches('/');
+    match contact.heard_s {
+        Some(heard_s) => format!("{address}, heard {} s ago", now_s.saturating_sub(heard_s)),
+        None => format!("{address}, not heard yet"),
+    }
+}
+
 fn health(health: Health) -> &'static str {
     match health {
         Health::Healthy => "healthy",
@@ -142,14 +160,26 @@ mod tests {
     #[test]
     fn what_serves_is_told_with_its_age() {
         let status = status(|report| report.failure = None);
-        let said = text(&status, true, None, 204);
+        let said = text(&status, None, true, None, 204);
         let short = status.report.serving.as_ref().unwrap().short();
         let line = format!("serves   {short}, healthy; its own answers named the revision; last");
         assert!(said.contains(&line) && said.contains("last change 104 s ago"), "{said}");
-        let said = text(&status, false, None, 204);
+        let said = text(&status, None, false, None, 204);
         assert!(said.contains("agent    NOT RUNNING") && said.contains("next     start the agent"));
-        let said = text(&status, true, Some(8), 204);
+        let said = text(&status, None, true, Some(8), 204);
         assert!(said.contains("pid 8 runs and could not tell yet"), "{said}");
+    }
+
+    #[test]
+    fn the_coordinator_is_told_with_when_it_was_heard() {
+        let status = status(|_| {});
+        let mut contact =
+            Contact { address: "https://a/".to_owned(), heard_s: Some(200), problem: None };
+        let said = text(&status, Some(&contact), true, None, 204);
+        assert!(said.contains("source   https://a, heard 4 s ago"), "{said}");
+        contact.heard_s = None;
+        let said = text(&status, Some(&contact), true, None, 204);
+        assert!(said.contains("source   https://a, not heard yet"), "{said}");
     }
 
     #[test]
@@ -159,7 +189,7 @@ mod tests {
             report.degraded = Some(format!("abcdef0 was rejected: {detail}"));
         });
         let detail = &status.report.failure.as_ref().unwrap().detail;
-        let said = text(&status, true, None, 204);
+        let said = text(&status, None, true, None, 204);
         assert_eq!(said.matches(detail.as_str()).count(), 1, "{said}");
         assert!(said.contains("next     correct it"), "{said}");
     }

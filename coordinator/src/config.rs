@@ -3,6 +3,7 @@
 //! [`Config::load`] reads and checks everything. An unknown key is refused, with its line and the names
 //! that are accepted. An address that others can reach is refused without TLS, unless `insecure` says so.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -35,6 +36,8 @@ pub struct Config {
     pub is_open: bool,
     /// How many connections are held at a time.
     pub connections: usize,
+    /// What of the environment git gets.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A certificate and its key, in PEM files that are read again when they change.
@@ -51,8 +54,8 @@ pub struct Tls {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mirror {
-    /// A file that holds a token, or `user:password`, for https.
-    pub credential: Option<PathBuf>,
+    /// By host (with its port, where that is not 443), a file that holds a token, or `user:password`.
+    pub credentials: BTreeMap<String, PathBuf>,
     /// PEM certificates to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// The `git` program; `git` by default.
@@ -89,6 +92,8 @@ pub struct Flags {
     pub data: Option<PathBuf>,
     /// Let everybody in who can reach it.
     pub insecure: bool,
+    /// What of the environment git may get.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Why a config cannot be used.
@@ -215,6 +220,7 @@ impl Config {
             tls: file.tls,
             mirror: file.mirror,
             connections,
+            environment: flags.environment.clone(),
         })
     }
 }

@@ -467,3 +467,139 @@ fn now() -> Timestamp {
 fn instant() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver;
+    use crate::records::key;
+    use crate::rollout::operations;
+    use towline_protocol::api::ReleaseRequest;
+    use towline_protocol::fleet::GroupRecord;
+    use towline_protocol::policy::Policy;
+    use towline_protocol::poll::{Answer, Duty};
+
+    fn web() -> Group {
+        "web".parse().unwrap()
+    }
+
+    async fn open(dir: &std::path::Path, stop: &CancellationToken) -> Desk {
+        let store = Embedded::open(&dir.join("store"), 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 1, stop.clone()).await.unwrap();
+        tokio::spawn(driver::drive(desk.clone(), stop.clone()));
+        desk
+    }
+
+    async fn make_group(desk: &Desk) {
+        desk.change(&web(), "ada", None, |_, _, _, _| {
+            let mut draft = Draft::new();
+            draft.put(key::group(&web()), &GroupRecord::new(web(), Policy::default()));
+            Ok((draft, ()))
+        })
+        .await
+        .unwrap();
+    }
+
+    async fn release(desk: &Desk, digit: char) -> Result<(), ErrorBody> {
+        let revision = digit.to_string().repeat(40).parse().unwrap();
+        let request = ReleaseRequest { revision, only: None, without: Vec::new() };
+        desk.change(&web(), "ada", None, |records, attendance, _, act| {
+            let state = records.group(&web()).unwrap();
+            Ok((operations::release(state, attendance, &request, act)?, ()))
+        })
+        .await
+    }
+
+    fn poll(seen: Option<&str>) -> Poll {
+        let instance = "i-1".parse().unwrap();
+        Poll { version: 1, group: web(), instance, seq: 1, seen: seen.map(str::to_owned) }
+    }
+
+    fn read(bytes: Option<Bytes>) -> Answer {
+        serde_json::from_slice(&bytes.expect("it is answered")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_poll_is_answered_when_its_answer_changes_and_not_before() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let desk = open(dir.path(), &stop).await;
+        let unknown = desk.poll(poll(None)).await.unwrap_err();
+        assert_eq!(unknown.code, Code::NotFound);
+        make_group(&desk).await;
+        let first = read(desk.poll(poll(None)).await.unwrap());
+        assert_eq!((first.word.target, first.wait_s), (None, 1));
+        assert!(desk.read(|records| records.group(&web()).unwrap().members().count()) == 1);
+        assert_eq!(desk.poll(poll(Some(&first.id))).await.unwrap(), None, "nothing new");
+
+        let parked = tokio::spawn({
+            let (desk, poll) = (desk.clone(), poll(Some(&first.id)));
+            async move { desk.poll(poll).await }
+        });
+        while desk.figures().parked == 0 {
+            tokio::task::yield_now().await;
+        }
+        release(&desk, 'a').await.unwrap();
+        let mut answer = read(parked.await.unwrap().unwrap());
+        // It may be told of the target first, and then of its batch.
+        while answer.word.duty != Duty::Take {
+            answer = read(desk.poll(poll(Some(&answer.id))).await.unwrap());
+        }
+        assert_eq!(answer.word.target.unwrap().order.generation, 1);
+        assert_eq!(release(&desk, 'b').await.unwrap_err().code, Code::Conflict);
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_there_after_a_restart_and_the_same_word_has_the_same_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let desk = open(dir.path(), &stop).await;
+        make_group(&desk).await;
+        let first = read(desk.poll(poll(None)).await.unwrap());
+        release(&desk, 'a').await.unwrap();
+        let before = desk.read(|records| records.group(&web()).unwrap().order());
+        stop.cancel();
+        desk.store().close().await;
+        drop(desk);
+
+        let stop = CancellationToken::new();
+        let desk = open(dir.path(), &stop).await;
+        assert_eq!(desk.read(|records| records.group(&web()).unwrap().order()), before);
+        let order = before;
+        assert_eq!((order.epoch, order.generation), (1_790_000_000, 1));
+        let answer = read(desk.poll(poll(Some(&first.id))).await.unwrap());
+        assert_ne!(answer.id, first.id);
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn many_at_once_lose_races_and_nothing_else() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let desk = open(dir.path(), &stop).await;
+        make_group(&desk).await;
+        let all = (0..20).map(|number| {
+            let desk = desk.clone();
+            tokio::spawn(async move {
+                let revision = format!("{number:040x}").parse().unwrap();
+                desk.change(&web(), "ada", None, |records, _, _, _| {
+                    let kept = records.group(&web()).unwrap().record.as_ref();
+                    let mut group = kept.unwrap().value.clone();
+                    group.prove(&revision);
+                    let mut draft = Draft::new();
+                    draft.on(key::group(&web()), kept);
+                    draft.put(key::group(&web()), &group);
+                    Ok((draft, ()))
+                })
+                .await
+            })
+        });
+        for task in all.collect::<Vec<_>>() {
+            task.await.unwrap().unwrap();
+        }
+        let proven = |records: &Records| {
+            records.group(&web()).unwrap().record.as_ref().unwrap().value.proven.len()
+        };
+        assert_eq!(desk.read(proven), 20);
+        stop.cancel();
+    }
+}

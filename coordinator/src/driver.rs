@@ -58,11 +58,15 @@ pub async fn drive(desk: Desk, stop: CancellationToken) {
 /// Takes as many steps of a group's rollout as there are to take.
 async fn advance(desk: &Desk, group: &Group) {
     for _ in 0..STEPS_MAX {
-        let next = desk.with_board(|board, now| board.next_step(group, GATE, now));
+        let (next, before) = desk.with_board(|board, now| {
+            let going = board.records().group(group).and_then(|state| state.going());
+            let before = going.map_or(0, |rollout| rollout.decisions.len());
+            (board.next_step(group, GATE, now), before)
+        });
         let Some((decision, draft)) = next else { return };
         failpoint::reach(at(&decision).0);
         match desk.save(draft).await {
-            Ok(true) => tell(group, &decision),
+            Ok(true) => tell(group, &decision, before),
             Ok(false) => debug!(group = %group, "another step was faster"),
             Err(error) => {
                 warn!(group = %group, error = error.message, "a step could not be stored");
@@ -82,11 +86,16 @@ fn at(decision: &Decision) -> (&'static str, &'static str) {
     }
 }
 
-fn tell(group: &Group, decision: &Decision) {
+/// `before`: how many decisions the rollout had.
+fn tell(group: &Group, decision: &Decision, before: usize) {
     match decision {
         Decision::Step(rollout) | Decision::Converge(rollout) => {
             let generation = rollout.order().generation;
             let said = rollout.decisions.last().map_or("", |decided| decided.text.as_str());
+            // A step that says nothing new is one of bookkeeping.
+            if before == rollout.decisions.len() {
+                return;
+            }
             info!(group = %group, generation, state = rollout.state.as_str(), said, "rollout");
         }
         Decision::Abort { rollout, quarantine } => {

@@ -13,7 +13,7 @@
 //!
 //! PURE.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use towline_protocol::api::{Budget, Counts, Status};
 use towline_protocol::fleet::InstanceRecord;
@@ -59,13 +59,16 @@ impl Attendance {
     }
 }
 
-/// Has this instance taken the target: does it serve what the target asks for, healthy, with nothing under
-/// way that might end that?
+/// Has this instance taken the target: does it serve what the target asks for, healthy through its whole
+/// health window, with nothing under way that might end that?
 #[must_use]
 pub fn has_taken(report: &Report, target: &Target) -> bool {
+    // A question alone ends nothing: one for an order to this instance may be asked for hours.
+    let is_under_way = report.uses_permit && report.phase != Phase::Asking;
     report.order == Some(target.order)
         && report.health == Health::Healthy
-        && !report.uses_permit
+        && (report.proven || report.adopted)
+        && !is_under_way
         && report.restart >= target.restart
         && serves(report, target)
 }
@@ -95,14 +98,21 @@ pub fn is_unavailable(record: &InstanceRecord, attendance: &Attendance) -> bool 
 
 /// Returns who counts: everybody but those that the rollout goes on without.
 pub fn counted(state: &GroupState) -> impl Iterator<Item = &InstanceRecord> {
-    let nobody = BTreeSet::new();
-    let without = state.going().map_or(nobody, |rollout| rollout.without.clone());
-    state.members().filter(move |record| !without.contains(&record.instance))
+    state.members().filter(|record| !state.without().contains(&record.instance))
 }
 
 /// Returns how much of the group may be unavailable, and how much is.
 #[must_use]
 pub fn budget(state: &GroupState, attendance: &Attendance) -> Budget {
+    budget_but(state, attendance, None)
+}
+
+/// The same, with what all others than `but` take up of it.
+pub(crate) fn budget_but(
+    state: &GroupState,
+    attendance: &Attendance,
+    but: Option<&Instance>,
+) -> Budget {
     let share = match (state.going(), &state.record) {
         (Some(rollout), _) if rollout.kind == Kind::Rollback => {
             rollout.policy.max_unavailable_rollback
@@ -111,10 +121,16 @@ pub fn budget(state: &GroupState, attendance: &Attendance) -> Budget {
         (None, Some(record)) => record.value.policy.max_unavailable,
         (None, None) => Share::Count(1),
     };
-    let live = counted(state).count();
-    let permits = state.open.len();
-    let without_permit = counted(state)
-        .filter(|record| !state.open.contains_key(&record.instance))
+    // Whoever polls again counts at once, before the rollout is told.
+    let is_out = |instance: &Instance| {
+        state.without().contains(instance) && attendance.of(instance) != Presence::Here
+    };
+    let live = state.members().filter(|record| !is_out(&record.instance)).count();
+    let uses = |instance: &Instance| Some(instance) != but && !is_out(instance);
+    let permits = state.open.keys().filter(|instance| uses(instance)).count();
+    let without_permit = state
+        .members()
+        .filter(|record| uses(&record.instance) && !state.open.contains_key(&record.instance))
         .filter(|record| is_unavailable(record, attendance))
         .count();
     Budget {

@@ -10,6 +10,7 @@
 //!             └─────► records ──► hub    parked polls: who is woken
 //! ```
 
+pub mod auth;
 pub mod board;
 pub mod config;
 pub mod desk;
@@ -19,9 +20,11 @@ pub mod failpoint;
 pub mod fleet;
 pub mod http;
 pub mod hub;
+pub mod keys;
 pub mod mirror;
 pub mod records;
 pub mod rollout;
+pub mod run;
 pub mod server;
 pub mod store;
 pub mod tls;

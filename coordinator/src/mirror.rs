@@ -190,10 +190,6 @@ impl Mirror {
         // One that was under way may have asked the origin before the name was there.
         repository.refresh(Wanted::Since(asked)).await?;
         match repository.look_up(&name).await {
-            Err(MirrorError::Broken { .. }) => {
-                repository.refresh(Wanted::Since(asked)).await?;
-                repository.look_up(&name).await
-            }
             Err(MirrorError::Unknown { name, url, .. }) => {
                 let candidates = repository.similar(name_given).await;
                 Err(MirrorError::Unknown { name, url, candidates })
@@ -205,7 +201,7 @@ impl Mirror {
     /// Is this commit part of the branch's history, as the origin has it now? `false` where it is not
     /// known at all.
     ///
-    /// Fetches, unless a fetch that succeeded began in the last 30 seconds.
+    /// Fetches, unless a fetch that succeeded began in the last 30 seconds and brought the branch.
     ///
     /// # Errors
     ///
@@ -219,23 +215,21 @@ impl Mirror {
         if !is_plain(branch) {
             return Err(MirrorError::Name { name: short_line(branch, 80) });
         }
+        let asked = Instant::now();
         let repository = self.repository(url)?;
         repository.refresh(Wanted::Good(BRANCH_AGE_MAX)).await?;
-        let once = async || {
-            let Some(tip) = repository.tip(&format!("refs/heads/{branch}")).await? else {
-                let candidates = repository.similar(branch).await;
-                let (name, url) = (branch.to_owned(), repository.shown());
-                return Err(MirrorError::Unknown { name, url, candidates });
-            };
-            repository.is_ancestor(revision, &tip).await
-        };
-        match once().await {
-            Err(MirrorError::Broken { .. }) => {
-                repository.refresh(Wanted::Good(BRANCH_AGE_MAX)).await?;
-                once().await
-            }
-            other => other,
+        match repository.is_below(revision, branch).await {
+            // It may have been made since.
+            Ok(None) | Err(MirrorError::Broken { .. }) => {}
+            Ok(Some(is_on)) => return Ok(is_on),
+            Err(error) => return Err(error),
         }
+        repository.refresh(Wanted::Since(asked)).await?;
+        if let Some(is_on) = repository.is_below(revision, branch).await? {
+            return Ok(is_on);
+        }
+        let candidates = repository.similar(branch).await;
+        Err(MirrorError::Unknown { name: branch.to_owned(), url: repository.shown(), candidates })
     }
 
     /// Says what a commit says of itself. Fetches nothing.
@@ -322,7 +316,10 @@ mod tests {
         }
 
         fn with(change: impl FnOnce(&mut MirrorConfig)) -> World {
-            let dir = tempfile::tempdir().unwrap();
+            World::within(tempfile::tempdir().unwrap(), change)
+        }
+
+        fn within(dir: TempDir, change: impl FnOnce(&mut MirrorConfig)) -> World {
             let origin = dir.path().join("origin");
             fs::create_dir(&origin).unwrap();
             let url = format!("file://{}", origin.display());
@@ -551,7 +548,8 @@ mod tests {
         let error = world.resolve("mai").await.unwrap_err();
         assert!(error.hint().is_some_and(|hint| hint.contains("main")), "{error}");
         for bad in ["--upload-pack=x", "main --all", "main^{tree}"] {
-            assert!(world.mirror.is_on_branch(&world.url, tip, bad).await.is_err(), "{bad}");
+            let error = world.mirror.is_on_branch(&world.url, tip, bad).await.unwrap_err();
+            assert!(matches!(error, MirrorError::Name { .. }), "{bad}: {error}");
         }
         assert!(!marker.exists(), "nothing was run");
 
@@ -564,6 +562,15 @@ mod tests {
         assert_eq!(world.mirror.commit(&world.url, old).await.map(subject).unwrap(), "Step 500");
         let distance = world.mirror.distance(&world.url, old, tip).await.unwrap();
         assert_eq!(distance, Some(Distance { behind: 500, ahead: 0 }));
+
+        // Distances are counted so many at a time, and then known.
+        let many = &ids[..150];
+        for expected in [100, 150] {
+            let described = world.mirror.describe(&world.url, many, Some(tip)).await.unwrap();
+            assert_eq!(described.len(), many.len());
+            let counted = described.values().filter(|one| one.distance.is_some()).count();
+            assert_eq!(counted, expected);
+        }
     }
 
     #[tokio::test]
@@ -617,6 +624,10 @@ mod tests {
         let error = mirror.commit(url, &unknown).await.unwrap_err();
         assert!(matches!(error, MirrorError::Unknown { .. }), "{error}");
 
+        // Fetched once more, because it was not there just now.
+        world.git(&["branch", "late", base.as_str()], "");
+        assert!(mirror.is_on_branch(url, &base, "late").await.unwrap());
+
         // Pushed by force, and one branch in the place of a folder of branches.
         world.git(&["update-ref", "refs/heads/main", left.as_str()], "");
         world.git(&["branch", "-D", "side"], "");
@@ -629,6 +640,9 @@ mod tests {
         assert!(world.resolve("side").await.is_err(), "a branch that is gone is gone here");
         assert_eq!(world.resolve(merge.as_str()).await.unwrap().kind, Kind::Id);
     }
+
+    /// Does something to a clone.
+    type Way<'a> = &'a dyn Fn(&Path);
 
     /// Each row breaks the clone in its own way; the next answer is right all the same.
     #[tokio::test]
@@ -646,7 +660,7 @@ mod tests {
             let all = fs::read_dir(clone.join("objects/pack")).unwrap().map(|e| e.unwrap().path());
             all.filter(|path| path.extension().is_some_and(|e| e == end)).collect::<Vec<_>>()
         };
-        let ways: [(&str, &dyn Fn(&Path)); 7] = [
+        let ways: [(&str, Way<'_>); 7] = [
             ("an empty pack", &|clone| packs(clone, "pack").iter().for_each(|path| empty(path))),
             ("an empty index", &|clone| packs(clone, "idx").iter().for_each(|path| empty(path))),
             ("no pack", &|clone| {
@@ -682,11 +696,14 @@ mod tests {
         for (rule, way) in ways {
             world.refresh().await.unwrap();
             way(&world.clone());
+            let is_on = world.mirror.is_on_branch(&world.url, &last, "main").await;
+            let is_on = is_on.unwrap_or_else(|error| panic!("{rule}: {}", cause(&error)));
+            assert!(is_on, "{rule}: what was fetched just now had to be fetched again");
+            way(&world.clone());
             let next = world.commit("refs/heads/main", rule, &[&last]);
             let found = world.resolve("main").await;
             let found = found.unwrap_or_else(|error| panic!("{rule}: {}", cause(&error)));
             assert_eq!(found.revision, next, "{rule}");
-            assert!(world.mirror.is_on_branch(&world.url, &last, "main").await.unwrap(), "{rule}");
             assert_eq!(world.mirror.commit(&world.url, &next).await.unwrap().subject, rule);
             last = next;
         }
@@ -702,7 +719,8 @@ mod tests {
         assert!(world.refresh().await.unwrap_err().is_temporary());
         assert_eq!(world.mirror.commit(&world.url, &last).await.unwrap(), known, "remembered");
         fs::rename(world.path("away"), world.path("origin")).unwrap();
-        world.mirror.refresh(&world.url, NOW).await.unwrap();
+        // What is known to be broken is not left so because something was fetched just now.
+        world.mirror.refresh(&world.url, Duration::from_secs(60)).await.unwrap();
         let distance = world.mirror.distance(&world.url, &first, &last).await.unwrap();
         assert_eq!(distance, Some(Distance { behind: 7, ahead: 0 }));
         world.clone();
@@ -777,6 +795,23 @@ mod tests {
         assert_eq!(world.fetches(), before + 1, "both took what had just been fetched");
     }
 
+    /// Handlers of requests run on any thread.
+    #[test]
+    fn every_question_can_be_asked_from_any_thread() {
+        fn goes_anywhere<T: Send>(_: T) {}
+        let world = World::new();
+        let (mirror, url) = (&world.mirror, world.url.as_str());
+        let revision: Revision = "12345678".repeat(5).parse().unwrap();
+        goes_anywhere(mirror.check());
+        goes_anywhere(mirror.refresh(url, NOW));
+        goes_anywhere(mirror.resolve(url, "main"));
+        goes_anywhere(mirror.is_on_branch(url, &revision, "main"));
+        goes_anywhere(mirror.commit(url, &revision));
+        goes_anywhere(mirror.distance(url, &revision, &revision));
+        goes_anywhere(mirror.describe(url, std::slice::from_ref(&revision), None));
+        goes_anywhere(mirror);
+    }
+
     #[tokio::test]
     async fn who_comes_during_a_fetch_shares_it() {
         let world = World::with(counting);
@@ -829,7 +864,8 @@ mod tests {
     async fn a_fetch_that_hangs_is_ended_with_its_children() {
         let world = World::with(|config| hanging(config, Duration::from_secs(2)));
         world.commit("refs/heads/main", "first", &[]);
-        let error = world.refresh().await.unwrap_err();
+        let ended = tokio::time::timeout(Duration::from_secs(60), world.refresh()).await;
+        let error = ended.expect("it was ended at its deadline").unwrap_err();
         assert!(matches!(error, MirrorError::TimedOut { .. }) && error.is_temporary(), "{error}");
         assert_ended(&world.path("pids")).await;
     }
@@ -856,7 +892,9 @@ mod tests {
 
     #[tokio::test]
     async fn large_things_stay_within_bounds() {
-        let world = World::new();
+        // A first fetch makes a file for each ref, which takes a busy disk half a minute.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let world = World::within(dir, |_| {});
         let (mirror, url) = (&world.mirror, world.url.as_str());
         let first = world.commit("refs/heads/main", "first", &[]);
         // Written at once: git would make a file of each first.
@@ -951,7 +989,7 @@ mod tests {
             ("git@git.example:acme/web.git", false),
         ] {
             let error = mirror.refresh(url, NOW).await.unwrap_err();
-            let said = format!("{} {:?} {error:?}", cause(&error), error.hint());
+            let said = format!("{} {:?} {error:?} {mirror:?}", cause(&error), error.hint());
             assert!(!said.contains("hunter2") && !said.contains(encoded), "{said}");
             let seen = fs::read_to_string(&seen).unwrap();
             assert_eq!(seen.contains(encoded), gets, "{url}");

@@ -11,11 +11,13 @@
 //!
 //! PURE.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use towline_protocol::fleet::{GroupRecord, InstanceRecord, Permit, PermitCount, TargetRecord};
+use towline_protocol::fleet::{
+    Floor, GroupRecord, InstanceRecord, Permit, PermitCount, TargetRecord,
+};
 use towline_protocol::ids::{Group, Instance, Order};
 use towline_protocol::rollout::{Clock, Rollout};
 
@@ -76,6 +78,12 @@ pub mod key {
         format!("log/{group}/{instance}")
     }
 
+    /// How far a group of this name had come when it was removed.
+    #[must_use]
+    pub fn floor(group: &Group) -> String {
+        format!("floor/{group}")
+    }
+
     /// A rollout that has ended.
     #[must_use]
     pub fn past(group: &Group, generation: u64) -> String {
@@ -105,6 +113,8 @@ pub struct GroupState {
     pub rollout: Option<Kept<Rollout>>,
     /// The clocks of that.
     pub clock: Option<Kept<Clock>>,
+    /// How far a group of this name had come when it was removed.
+    pub floor: Option<Kept<Floor>>,
     /// How many permits are open.
     pub permits: Option<Kept<PermitCount>>,
     /// The open permits, by their holders.
@@ -121,6 +131,7 @@ impl GroupState {
             target: None,
             rollout: None,
             clock: None,
+            floor: None,
             permits: None,
             open: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -148,11 +159,25 @@ impl GroupState {
         self.rollout.as_ref().map(|kept| &kept.value).filter(|rollout| !rollout.state.is_ended())
     }
 
+    /// Returns those that its present or last rollout goes on without, until they poll again.
+    #[must_use]
+    pub fn without(&self) -> &BTreeSet<Instance> {
+        static NOBODY: BTreeSet<Instance> = BTreeSet::new();
+        self.rollout.as_ref().map_or(&NOBODY, |kept| &kept.value.without)
+    }
+
     /// Returns the order of its target; the lowest where it has none.
     #[must_use]
     pub fn order(&self) -> Order {
         let none = Order { epoch: 0, generation: 0 };
         self.target.as_ref().map_or(none, |kept| kept.value.target.order)
+    }
+
+    /// Returns the highest order that its agents may have seen, also before it was made anew.
+    #[must_use]
+    pub fn reached(&self) -> Order {
+        let floor = self.floor.as_ref().map(|kept| kept.value.order);
+        floor.map_or(self.order(), |floor| floor.max(self.order()))
     }
 
     /// Returns the count of its permits.
@@ -224,6 +249,7 @@ impl Records {
             ("target", None) => take(&mut state.target, change)?,
             ("rollout", None) => take(&mut state.rollout, change)?,
             ("clock", None) => take(&mut state.clock, change)?,
+            ("floor", None) => take(&mut state.floor, change)?,
             ("permits", None) => take(&mut state.permits, change)?,
             ("permit", Some(instance)) => take_in(&mut state.open, instance, change)?,
             ("instance", Some(instance)) => take_in(&mut state.instances, instance, change)?,
@@ -239,6 +265,12 @@ impl Records {
     #[must_use]
     pub fn group(&self, group: &Group) -> Option<&GroupState> {
         self.groups.get(group).filter(|state| state.record.is_some())
+    }
+
+    /// Returns what is left of a group, also where it does not exist: what making it anew goes by.
+    #[must_use]
+    pub fn remains(&self, group: &Group) -> Option<&GroupState> {
+        self.groups.get(group)
     }
 
     /// Returns all groups that exist.
@@ -334,6 +366,12 @@ impl Draft {
     #[must_use]
     pub fn has_room(&self, more: usize) -> bool {
         self.commit.compares.len() + self.commit.writes.len() + more <= OPERATIONS_MAX - 10
+    }
+
+    /// Returns a draft that begins with a commit.
+    #[must_use]
+    pub fn of(commit: Commit) -> Self {
+        Self { commit }
     }
 
     /// Returns the commit.

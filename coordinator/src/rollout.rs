@@ -14,8 +14,8 @@
 //! - Pure, and level-triggered: it reads the state as it is, never what changed. A message that was lost
 //!   delays a decision and cannot corrupt one; any coordinator may decide.
 //! - One step at a time: whoever commits a step looks again.
-//! - What is not known never passes a gate. What failed stays counted.
-//! - A batch opens only in the step that records that the gate before it has passed.
+//! - What is not known never passes a gate. What failed stays counted, also while it is paused or halted.
+//! - A batch opens only after it is on record that the gate before it has passed.
 
 use std::time::Duration;
 
@@ -78,19 +78,23 @@ pub enum Decision {
 /// Decides the next step of a group's rollout.
 #[must_use]
 pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decision {
-    let Some(rollout) = state.going() else { return Decision::Rest };
+    let Some(rollout) = state.rollout.as_ref().map(|kept| &kept.value) else {
+        return Decision::Rest;
+    };
     if let Some(back) = back_again(rollout, attendance) {
         return Decision::Step(Box::new(back));
     }
-    match rollout.state {
-        State::Running => {}
-        State::Paused | State::Halted => {
-            return Decision::Wait { within: None, reason: rollout.reason.clone() };
-        }
-        State::Converged | State::Aborted | State::Replaced => return Decision::Rest,
+    if rollout.state.is_ended() {
+        return Decision::Rest;
     }
     if let Some(counted) = gate::count_failures(state, rollout, attendance, now) {
         return Decision::Step(Box::new(counted));
+    }
+    if rollout.state != State::Running {
+        return Decision::Wait { within: None, reason: rollout.reason.clone() };
+    }
+    if let Some(reason) = banned(state, rollout) {
+        return fail(rollout, "the revision", reason, None, now);
     }
     let Some(index) = open_batch(rollout) else {
         return next_batch(state, rollout, attendance, now);
@@ -99,7 +103,7 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
     match gate::verdict(rollout, index, &standings, now) {
         Verdict::Fail(reason) => {
             let shared = gate::is_shared(state, rollout, attendance);
-            fail(rollout, index, reason, shared, now)
+            fail(rollout, &rollout.batches[index].name, reason, shared, now)
         }
         Verdict::SetAside(silent) => {
             let mut next = rollout.clone();
@@ -110,7 +114,7 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
             }
             Decision::Step(Box::new(next))
         }
-        Verdict::Refill => refill(state, rollout, index, attendance, now),
+        Verdict::Refill => refill(state, rollout, index, &standings, attendance, now),
         Verdict::Bake => {
             let mut next = moved(rollout, &standings, now);
             next.batches[index].bakes_ms = Some(now.bake_ms);
@@ -138,7 +142,6 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
             let text = format!("gate: {} passed", batch.name);
             next.note(now.at, text);
             next.progressed_ms = now.deadline_ms;
-            // The next batch opens in the same commit, or in the next step: its gate is recorded.
             Decision::Step(Box::new(next))
         }
         Verdict::Wait { within, reason } => {
@@ -150,6 +153,14 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
 /// The batch whose gate has not passed yet.
 fn open_batch(rollout: &Rollout) -> Option<usize> {
     rollout.batches.iter().position(|batch| batch.is_open() && batch.passed_ms.is_none())
+}
+
+/// Why a new revision may not go on: newborns have failed on it since, so that it is in quarantine.
+fn banned(state: &GroupState, rollout: &Rollout) -> Option<String> {
+    let revision = rollout.revision().filter(|_| !rollout.is_proven)?;
+    let quarantine = &state.record.as_ref()?.value.quarantine;
+    let quarantined = quarantine.iter().find(|quarantined| quarantined.revision == *revision)?;
+    Some(format!("it is in quarantine: {}", quarantined.reason))
 }
 
 /// Whoever was to be done without polls again.
@@ -167,7 +178,7 @@ fn back_again(rollout: &Rollout, attendance: &Attendance) -> Option<Rollout> {
 /// Notes how far the open batch has come.
 fn moved(rollout: &Rollout, standings: &[Standing], now: Now) -> Rollout {
     let mut next = rollout.clone();
-    next.taken = gate::healthy(standings);
+    next.taken = gate::done(standings);
     next.progressed_ms = now.deadline_ms;
     next
 }
@@ -233,24 +244,32 @@ fn refill(
     state: &GroupState,
     rollout: &Rollout,
     index: usize,
+    standings: &[Standing],
     attendance: &Attendance,
     now: Now,
 ) -> Decision {
-    let mut next = rollout.clone();
+    let mut next = moved(rollout, standings, now);
     if batches::refill(state, &mut next, index, attendance) {
         let batch = &mut next.batches[index];
         batch.bakes_ms = None;
+        batch.is_promoted = false;
+        // Whoever comes now has as long as whoever came first.
+        batch.opened_ms = Some(now.deadline_ms);
         let text = format!("{}: refilled with {}", batch.name, batches::told(&batch.members));
         next.note(now.at, text);
-        next.progressed_ms = now.deadline_ms;
         return Decision::Step(Box::new(next));
     }
     let name = &rollout.batches[index].name;
+    if standings.contains(&Standing::Failed) {
+        // Tolerated or not: a batch in which nobody is healthy shows nothing good.
+        let shared = gate::is_shared(state, rollout, attendance);
+        let detail = gate::last_failure(rollout).unwrap_or_default();
+        return fail(rollout, name, format!("nobody in it is healthy{detail}"), shared, now);
+    }
     if rollout.batches.iter().any(|batch| batch.passed_ms.is_some()) {
-        // Its members are gone, and others have proven the revision.
+        // Nobody of it is there, and others have proven the revision.
         next.batches[index].passed_ms = Some(now.bake_ms);
-        next.note(now.at, format!("gate: {name} passed, its members have left"));
-        next.progressed_ms = now.deadline_ms;
+        next.note(now.at, format!("gate: {name} passed: nobody is left to wait for"));
         return Decision::Step(Box::new(next));
     }
     let reason = format!("nobody is left in {name}: it waits for an instance that can take it");
@@ -261,10 +280,10 @@ fn refill(
     wait(state, rollout, &[], attendance, now, None, reason)
 }
 
-/// `shared`: why it may not be the rollout's fault.
+/// Too much failed, in `name`. `shared`: why it may not be the rollout's fault.
 fn fail(
     rollout: &Rollout,
-    index: usize,
+    name: &str,
     mut reason: String,
     shared: Option<String>,
     now: Now,
@@ -275,17 +294,17 @@ fn fail(
         // Going back would not help, and would take down what still serves.
         reason = format!("{reason}; {shared}");
     }
-    let name = next.batches[index].name.clone();
     next.note(now.at, format!("gate: {name} failed: {reason}"));
+    let culprit = gate::against_revision(rollout);
     let is_new = rollout.kind == Kind::Release && !rollout.is_proven;
     if is_new && rollout.policy.on_failure == OnFailure::Rollback && !is_shared {
         next.state = State::Aborted;
         next.ended = Some(now.at);
         next.reason = format!("{name} failed: {reason}");
-        let culprit = gate::against_revision(rollout);
         let quarantine = culprit.and_then(|detail| Some((rollout.revision()?.clone(), detail)));
         return Decision::Abort { rollout: Box::new(next), quarantine };
     }
+    next.culprit = culprit.filter(|_| is_new && !is_shared);
     next.state = State::Halted;
     next.reason = format!("{name} failed: {reason}");
     next.note(now.at, "halted: it waits for an operator".to_owned());
@@ -302,19 +321,22 @@ fn wait(
     within: Option<Duration>,
     reason: String,
 ) -> Decision {
-    let taken = gate::healthy(standings);
-    if taken > rollout.taken {
+    if gate::done(standings) > rollout.taken {
         return Decision::Step(Box::new(moved(rollout, standings, now)));
     }
-    if let Some(index) = open_batch(rollout)
+    let index = open_batch(rollout);
+    if let Some(index) = index
         && rollout.batches[index].bakes_ms.is_some()
+        && gate::healthy(standings) > 0
         && standings.iter().all(Standing::is_settled)
     {
         return Decision::Wait { within, reason };
     }
     let deadline = Duration::from_secs(rollout.policy.progress_deadline_s);
     let quiet = Duration::from_millis(now.deadline_ms.saturating_sub(rollout.progressed_ms));
-    if quiet >= deadline {
+    let is_swapping =
+        index.is_some_and(|index| gate::is_swapping(state, rollout, index, attendance, now));
+    if quiet >= deadline && !is_swapping {
         let mut next = rollout.clone();
         next.state = State::Halted;
         let budget = fleet::budget(state, attendance);
@@ -328,7 +350,11 @@ fn wait(
         next.note(now.at, text);
         return Decision::Step(Box::new(next));
     }
-    let left = deadline.saturating_sub(quiet);
-    let within = within.map_or(left, |within| within.min(left));
-    Decision::Wait { within: Some(within), reason }
+    let left = Some(deadline.saturating_sub(quiet)).filter(|left| !left.is_zero());
+    let due = index.and_then(|index| gate::next_due(state, rollout, index, attendance, now));
+    let within = [within, left, due].into_iter().flatten().min();
+    Decision::Wait { within, reason }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,26 @@ async fn whoever_uses_a_closed_store_is_told() {
 }
 
 #[tokio::test]
+async fn it_closes_once_the_last_handle_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = Embedded::open(&path, 1).unwrap();
+    store.commit(put(&[("a", b"1")])).await.unwrap();
+    drop(store);
+    let opened = tokio::time::timeout(std::time::Duration::from_secs(60), async {
+        loop {
+            match Embedded::open(&path, 1) {
+                Err(StoreError::Locked { .. }) => tokio::task::yield_now().await,
+                other => break other,
+            }
+        }
+    });
+    let store = opened.await.unwrap().unwrap();
+    assert_eq!(value_of(&store, "a").await, b"1");
+    store.close().await;
+}
+
+#[tokio::test]
 async fn what_was_asked_for_before_it_is_closed_is_done() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.db");
@@ -190,8 +210,11 @@ async fn what_is_no_store_is_refused_and_left_as_it_is() {
         assert_eq!(fs::read(&path).unwrap(), bytes, "{rule}: left as it is");
         assert!(!dir.path().join("store.db-wal").exists(), "{rule}: nothing was made");
     }
-    let error = Embedded::open(dir.path(), 1).unwrap_err();
+    let place = dir.path().join("place");
+    fs::create_dir(&place).unwrap();
+    let error = Embedded::open(&place, 1).unwrap_err();
     assert!(matches!(error, StoreError::Foreign { .. }), "a directory: {error:?}");
+    assert!(!dir.path().join("place.lock").exists(), "and nothing is made beside it");
 }
 
 #[tokio::test]
@@ -214,15 +237,19 @@ async fn damage_is_told_when_it_is_opened() {
         store.commit(put(&[(&format!("k/{number}"), &[7; 1000])])).await.unwrap();
     }
     store.close().await;
-    let mut bytes = fs::read(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
     let pages = bytes.len() / 4096;
-    assert!(pages > 10);
-    // The page headers of all but the first.
-    bytes.chunks_mut(4096).skip(1).for_each(|page| page[..100].fill(0xa5));
+    assert!(pages > 20);
+    for page in 1..pages {
+        let mut damaged = bytes.clone();
+        damaged[page * 4096..][..100].fill(0xa5);
+        fs::write(&path, damaged).unwrap();
+        let error = Embedded::open(&path, 1).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "page {page}: {error:?}");
+        assert!(error.hint().unwrap().contains("backup"), "{error}");
+    }
     fs::write(&path, bytes).unwrap();
-    let error = Embedded::open(&path, 1).unwrap_err();
-    assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
-    assert!(error.hint().unwrap().contains("backup"), "{error}");
+    Embedded::open(&path, 1).unwrap().close().await;
 }
 
 #[tokio::test]

@@ -35,6 +35,9 @@ pub struct GroupRecord {
     /// A group-proven revision that newborns cannot boot: they get the fallback meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unbootable: Option<Revision>,
+    /// The highest restart counter that any of its targets had.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 impl GroupRecord {
@@ -49,6 +52,7 @@ impl GroupRecord {
             proven: Vec::new(),
             boot_failures: Vec::new(),
             unbootable: None,
+            restarts: 0,
         }
     }
 
@@ -114,6 +118,18 @@ pub struct TargetRecord {
     pub by: String,
     /// What it is, in one line: `release`, `rollback of 118`.
     pub note: String,
+}
+
+/// How far a group had come that was removed: one of its name that is made anew goes on from there, because
+/// agents refuse what is lower than they have seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    /// The order of its last target.
+    #[serde(flatten)]
+    pub order: Order,
+    /// Its highest restart counter.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 /// The open permits of a group.

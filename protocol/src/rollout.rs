@@ -116,13 +116,17 @@ pub struct Rollout {
     /// Who failed, and why. They stay counted after they are gone.
     #[serde(default)]
     pub failures: BTreeMap<Instance, Failed>,
+    /// What the gate found against the revision when it halted the rollout: unless it is resumed, the
+    /// revision goes into quarantine when it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub culprit: Option<String>,
     /// Who was silent when its batch opened: taken up when it comes back.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub aside: BTreeSet<Instance>,
     /// When it last moved, on the clock of deadlines.
     #[serde(default)]
     pub progressed_ms: u64,
-    /// How many instances had taken the target when it last moved.
+    /// How many of the open batch had taken the target, or left, when it last moved.
     #[serde(default)]
     pub taken: u32,
     /// What was decided, oldest first.

@@ -99,16 +99,26 @@ impl Target {
             return Err(TargetError::TooLarge { bytes: length });
         }
         let target: Target = serde_json::from_slice(bytes).map_err(TargetError::Malformed)?;
-        if target.version == 0 || target.version > VERSION {
-            return Err(TargetError::Version { version: target.version });
+        target.check(own)?;
+        Ok(target)
+    }
+
+    /// Checks what was read as a part of something else.
+    ///
+    /// # Errors
+    ///
+    /// See [`TargetError`]; it has then no effect at all.
+    pub fn check(&self, own: &Group) -> Result<(), TargetError> {
+        if self.version == 0 || self.version > VERSION {
+            return Err(TargetError::Version { version: self.version });
         }
-        if target.revision.is_some() == target.not.is_some() {
+        if self.revision.is_some() == self.not.is_some() {
             return Err(TargetError::Aimless);
         }
-        if target.group != *own {
-            return Err(TargetError::Group { found: target.group, own: own.clone() });
+        if self.group != *own {
+            return Err(TargetError::Group { found: self.group.clone(), own: own.clone() });
         }
-        Ok(target)
+        Ok(())
     }
 }
 

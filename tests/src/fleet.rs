@@ -40,6 +40,9 @@ use store::Store;
 /// How long polls hang; short, so that leases are.
 const WAIT_S: u32 = 5;
 
+/// How much may happen in one fleet; ten times of what does.
+const EVENTS_MAX: u64 = 400_000;
+
 /// How many lines of a trace are shown, unless all of it is asked for.
 const SHOWN_MAX: usize = 150;
 
@@ -118,6 +121,7 @@ pub struct World {
     due: BTreeMap<(Duration, u64), Due>,
     /// Counts whatever needs a number.
     number: u64,
+    events: u64,
     store: Store,
     coordinators: Vec<Coordinator>,
     hosts: Vec<Host>,
@@ -146,6 +150,7 @@ impl World {
             has_faults: true,
             due: BTreeMap::new(),
             number: 0,
+            events: 0,
             store: Store::default(),
             coordinators: Vec::new(),
             hosts: Vec::new(),
@@ -206,8 +211,8 @@ impl World {
             },
             on_failure: if self.random.one_in(3) { OnFailure::Halt } else { OnFailure::Rollback },
             healthy_deadline_s: 60,
-            prepare_deadline_s: 60,
-            progress_deadline_s: 150,
+            prepare_deadline_s: 150,
+            progress_deadline_s: 200,
             boot_quarantine: BootQuarantine { instances: 2, window_s: 600 },
             ..Policy::default()
         };
@@ -287,6 +292,10 @@ impl World {
 
     /// The next thing happens.
     fn advance(&mut self) -> Result<(), String> {
+        self.events += 1;
+        if self.events > EVENTS_MAX {
+            return Err("more happens than a fleet of this size should need".to_owned());
+        }
         let Some(((at, _), due)) = self.due.pop_first() else {
             return Err("nothing will ever happen again".to_owned());
         };

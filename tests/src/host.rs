@@ -51,6 +51,31 @@ impl Host {
     /// Like [`Host::new`], for an app whose port was chosen before.
     #[must_use]
     pub fn on_port(port: u16, url: &str, git: &str, more: &str) -> Self {
+        Self::lay(port, "i-test", url, git, more, |host| {
+            format!("[source]\nfile = {:?}\n", host.target_file())
+        })
+    }
+
+    /// An instance that follows coordinators at these addresses.
+    ///
+    /// - `more`: further tables of the config, `[coordinator]` among them.
+    #[must_use]
+    pub fn member(instance: &str, url: &str, coordinators: &[String], more: &str) -> Self {
+        let git = "branch = \"main\"\n";
+        Self::lay(app::free_port(), instance, url, git, more, |_| {
+            format!("coordinators = {coordinators:?}\n")
+        })
+    }
+
+    /// `source`: the lines that say where targets come from; a table, or keys of the top level.
+    fn lay(
+        port: u16,
+        instance: &str,
+        url: &str,
+        git: &str,
+        more: &str,
+        source: impl FnOnce(&Self) -> String,
+    ) -> Self {
         let root = tempfile::Builder::new().prefix("towline-").tempdir().expect("a temp dir");
         let mode = fs::Permissions::from_mode(0o755);
         fs::set_permissions(root.path(), mode).expect("it is ours");
@@ -69,11 +94,10 @@ impl Host {
         let pass = "pass_env = [\"NODE_EXTRA_CA_CERTS\", \"HTTPS_PROXY\", \"https_proxy\"]\n";
         let allow = if url.starts_with("http:") { "allow_http = true\n" } else { "" };
         let text = format!(
-            "group = \"web\"\ninstance = \"i-test\"\ndir = {:?}\n{user}{pass}[source]\nfile = \
-             {:?}\n[git]\nurl = {url:?}\n{allow}{git}\n[keep]\nfree_mib = 16\n[retry]\nfirst_s = \
-             0.2\nmax_s = 2\n{more}\n",
+            "group = \"web\"\ninstance = \"{instance}\"\ndir = {:?}\n{user}{pass}{}[git]\nurl = \
+             {url:?}\n{allow}{git}\n[keep]\nfree_mib = 16\n[retry]\nfirst_s = 0.2\nmax_s = 2\n{more}\n",
             host.dir(),
-            host.target_file(),
+            source(&host),
         );
         fs::write(host.config_file(), &text).expect("a new file");
         host.config = text;
@@ -167,6 +191,28 @@ impl Host {
             self.command("once").args(["--log", "json"]).output().expect("the agent was built");
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code().unwrap_or(-1), log)
+    }
+
+    /// Bakes a revision into it, as into an image: another instance has applied it once, from a file, and
+    /// nothing runs.
+    pub fn bake(&mut self, revision: &str) {
+        let own = self.config.clone();
+        let source =
+            |line: &&str| !line.starts_with("coordinators") && !line.starts_with("instance");
+        let rest: Vec<&str> = own.lines().filter(source).collect();
+        let rest = rest.join("\n");
+        let source = format!("instance = \"i-image\"\n{}", rest.replacen(
+            "[git]",
+            &format!("[source]\nfile = {:?}\n[git]", self.target_file()),
+            1,
+        ));
+        fs::write(self.config_file(), source).expect("it is ours");
+        // Below whatever a store has begun since.
+        self.target(revision);
+        let (code, log) = self.once();
+        assert_eq!(code, 0, "{log}");
+        self.kill_app();
+        fs::write(self.config_file(), &own).expect("it is ours");
     }
 
     /// Starts the agent; its log is appended to.
@@ -373,6 +419,16 @@ pub fn end_all(find: impl Fn() -> Vec<u32>) {
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Asks a process to end.
+pub fn ask(pid: u32) {
+    signal(pid, Signal::SIGTERM);
+}
+
+/// Stops a process, or lets it go on.
+pub fn pause(pid: u32, yes: bool) {
+    signal(pid, if yes { Signal::SIGSTOP } else { Signal::SIGCONT });
 }
 
 fn signal(pid: u32, signal: Signal) {

@@ -2,6 +2,7 @@
 //! and the load that they put on it.
 
 pub mod app;
+pub mod cluster;
 pub mod contained;
 pub mod fleet;
 pub mod gateway;

@@ -191,6 +191,9 @@ impl Drop for Origin {
     }
 }
 
+/// What a commit is called where it does not matter.
+const SUBJECT: &str = "A change";
+
 /// A bare repository of an origin.
 #[derive(Debug, Clone)]
 pub struct Repo {
@@ -214,6 +217,16 @@ impl Repo {
     /// Commits these files, and nothing else, on top of `parent`; returns the commit's id. `main`
     /// points at it from then on, as after a forced push.
     pub fn commit(&self, parent: Option<&str>, files: &[(String, Vec<u8>, bool)]) -> String {
+        self.commit_as(parent, files, SUBJECT)
+    }
+
+    /// Likewise, with a subject.
+    pub fn commit_as(
+        &self,
+        parent: Option<&str>,
+        files: &[(String, Vec<u8>, bool)],
+        subject: &str,
+    ) -> String {
         let index = tempfile::NamedTempFile::new().expect("a temp file");
         fs::remove_file(index.path()).expect("it is ours");
         let mut list = Vec::new();
@@ -230,12 +243,16 @@ impl Repo {
         );
         let tree = self.git_with(&["write-tree"], b"", &[("GIT_INDEX_FILE", index)]);
         drop(fs::remove_file(index));
-        self.commit_tree(&tree, parent)
+        self.commit_tree_as(&tree, parent, subject)
     }
 
     /// Commits a tree by its id; `main` points at it from then on.
     pub fn commit_tree(&self, tree: &str, parent: Option<&str>) -> String {
-        let mut arguments = vec!["commit-tree", tree, "-m", "A change"];
+        self.commit_tree_as(tree, parent, SUBJECT)
+    }
+
+    fn commit_tree_as(&self, tree: &str, parent: Option<&str>, subject: &str) -> String {
+        let mut arguments = vec!["commit-tree", tree, "-m", subject];
         arguments.extend(parent.into_iter().flat_map(|parent| ["-p", parent]));
         let id = self.git(&arguments, b"");
         self.point("main", &id);

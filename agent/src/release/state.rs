@@ -6,8 +6,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use towline_protocol::ids::Instance;
+use towline_protocol::ids::{Group, Instance};
 use towline_protocol::report::Report;
 
 use super::claim::Versioned;
@@ -22,6 +23,43 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+}
+
+/// The agent's own token, with whom it was given to.
+#[derive(Serialize, Deserialize)]
+pub struct Token {
+    /// The group that was joined.
+    pub group: Group,
+    /// The instance that joined.
+    pub instance: Instance,
+    /// The token itself.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Which coordinator the agent is in contact with, for `towline-agent status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// The address that answered last, or is to answer first.
+    pub address: String,
+    /// When it was last heard, in seconds since 1970; `None` where it never was by this agent.
+    pub heard_s: Option<u64>,
+    /// Why its word is not had, where that has taken too long.
+    pub problem: Option<String>,
+}
+
+/// The instance is shut down: nothing more is started until the next boot.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The boot that it is said of.
+    pub boot: String,
+    /// The run that the goodbye was numbered as.
+    pub run: u64,
 }
 
 /// What `towline-agent status` reads: the last report, and when and by whom it was written.
@@ -122,6 +160,72 @@ impl Store {
         durable::rewrite(&path, journal, 0o600, true).map_err(failed("write", &path))
     }
 
+    /// Writes the agent's own token; it is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// Then the former one stands.
+    pub fn write_token(&self, token: &Token) -> Result<(), DiskError> {
+        let path = self.state().join("token");
+        durable::write(&path, token, 0o600).map_err(failed("write", &path))
+    }
+
+    /// Reads the agent's own token; `None` where it never joined.
+    ///
+    /// # Errors
+    ///
+    /// Where there is one and it cannot be read.
+    pub fn read_token(&self) -> Result<Option<Token>, DiskError> {
+        self.read("token")
+    }
+
+    /// Writes down which coordinator the agent is in contact with; it need not survive a power cut.
+    ///
+    /// # Errors
+    ///
+    /// Then the former one stands.
+    pub fn write_contact(&self, contact: &Contact) -> Result<(), DiskError> {
+        let path = self.state().join("contact.json");
+        durable::rewrite(&path, contact, 0o600, false).map_err(failed("write", &path))
+    }
+
+    /// Reads which coordinator the last agent was in contact with; `None` where there was none.
+    ///
+    /// # Errors
+    ///
+    /// Where it is written down and cannot be read.
+    pub fn read_contact(&self) -> Result<Option<Contact>, DiskError> {
+        self.read("contact.json")
+    }
+
+    /// Forgets which coordinator there was: targets come from elsewhere by now.
+    pub fn remove_contact(&self) {
+        drop(fs::remove_file(self.state().join("contact.json")));
+    }
+
+    /// Notes that the instance is shut down.
+    ///
+    /// # Errors
+    ///
+    /// Then a running agent does not learn of it.
+    pub fn write_leaving(&self, leaving: &Leaving) -> Result<(), DiskError> {
+        let path = self.state().join("leaving");
+        durable::write(&path, leaving, 0o600).map_err(failed("write", &path))
+    }
+
+    /// Returns what was noted of a shutdown of any boot.
+    #[must_use]
+    pub fn leaving(&self) -> Option<Leaving> {
+        // What cannot be read says nothing; an agent that stands still for no reason would be worse.
+        self.read("leaving").ok().flatten()
+    }
+
+    /// Is this very boot being ended?
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving().is_some_and(|leaving| leaving.boot == boot_id())
+    }
+
     /// Writes the status for `towline-agent status`; it need not survive a power cut.
     ///
     /// # Errors
@@ -138,7 +242,11 @@ impl Store {
     ///
     /// Where there is one and it cannot be read.
     pub fn read_status(&self) -> Result<Option<Status>, DiskError> {
-        let path = self.state().join("status.json");
+        self.read("status.json")
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, DiskError> {
+        let path = self.state().join(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
@@ -147,6 +255,12 @@ impl Store {
             Err(error) => Err(failed("read", &path)(error)),
         }
     }
+}
+
+/// Names this boot of the host.
+#[must_use]
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

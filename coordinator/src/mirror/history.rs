@@ -260,21 +260,29 @@ impl Repository {
         }
     }
 
-    /// Does the history of `tip` hold `revision`?
-    pub(super) async fn is_ancestor(
+    /// Does the branch's history hold `revision`? `None` where there is no such branch.
+    pub(super) async fn is_below(
         &self,
         revision: &Revision,
-        tip: &str,
-    ) -> Result<bool, MirrorError> {
-        if !matches!(self.object(revision.as_str()).await?, Object::Commit { .. }) {
-            return Ok(false);
+        branch: &str,
+    ) -> Result<Option<bool>, MirrorError> {
+        let Some(tip) = self.tip(&format!("refs/heads/{branch}")).await? else { return Ok(None) };
+        match self.objects(&[&tip, revision.as_str()]).await?.as_slice() {
+            [Object::Commit { .. }, Object::Commit { .. }] => {}
+            [Object::Commit { .. }, _] => return Ok(Some(false)),
+            _ => return Err(self.broken(&format!("{branch} leads to an object that is missing"))),
         }
-        let arguments =
-            vec!["merge-base", "--is-ancestor", "--end-of-options", revision.as_str(), tip];
+        let arguments = vec![
+            "merge-base",
+            "--is-ancestor",
+            "--end-of-options",
+            revision.as_str(),
+            tip.as_str(),
+        ];
         let answer = self.ask(arguments, String::new(), 1024, false).await?;
         match answer.code {
-            Some(0) => Ok(true),
-            Some(1) => Ok(false),
+            Some(0) => Ok(Some(true)),
+            Some(1) => Ok(Some(false)),
             _ => Err(self.failed(&answer)),
         }
     }

@@ -203,18 +203,14 @@ impl Repository {
     /// Returns what a ref points at, by its full name and no other way: `refs/heads/x` may also be how
     /// a branch is called.
     pub(super) async fn tip(&self, full: &str) -> Result<Option<String>, MirrorError> {
-        let arguments = vec!["show-ref", "--verify", "--quiet", "--end-of-options", full];
-        let answer = self.ask(arguments, String::new(), LIST_BYTES_MAX, false).await?;
-        match answer.code {
-            Some(0) => {}
-            Some(1) => return Ok(None),
-            _ => return Err(self.failed(&answer)),
-        }
-        let arguments = vec!["show-ref", "--verify", "--hash", "--end-of-options", full];
+        const FORMAT: &str = "--format=%(objectname) %(refname)";
+        // One that begins so and a slash goes on may come instead, for none can be beside it.
+        let arguments = vec!["for-each-ref", "--count=1", FORMAT, "--end-of-options", full];
         let answer = self.ask(arguments, String::new(), LIST_BYTES_MAX, false).await?;
         let text = answer.text();
-        match text.trim().parse::<Revision>() {
-            Ok(id) if answer.code == Some(0) => Ok(Some(id.to_string())),
+        match (text.trim().split_once(' '), answer.code) {
+            (Some((id, name)), Some(0)) if name == full => Ok(Some(id.to_owned())),
+            (_, Some(0)) => Ok(None),
             _ => Err(self.failed(&answer)),
         }
     }

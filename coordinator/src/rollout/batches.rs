@@ -7,12 +7,14 @@
 //! PURE.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use towline_protocol::fleet::InstanceRecord;
 use towline_protocol::ids::Instance;
 use towline_protocol::policy::Share;
 use towline_protocol::rollout::{Batch, Kind, Rollout};
 
+use super::gate;
 use crate::fleet::{self, Attendance, Presence};
 use crate::records::GroupState;
 
@@ -79,8 +81,12 @@ fn choose(
     let live = universe(state, rollout).count();
     let taken = universe(state, rollout).filter(|record| is_placed(rollout, &record.instance));
     let wanted = share.reach(live).saturating_sub(taken.count());
-    let is_all = share == Share::Percent(100);
-    pick(state, rollout, wanted, is_all, attendance)
+    // The silent are named once others have gone before them: they are set aside when the batch opens.
+    let is_last = share == Share::Percent(100) && !rollout.batches.is_empty();
+    let is_first = rollout.kind == Kind::Rollback
+        && universe(state, rollout).any(|record| !attendance.is_silent(&record.instance));
+    let whom = if is_last || is_first { Whom::All } else { Whom::There };
+    pick(state, rollout, wanted, whom, attendance)
 }
 
 fn is_placed(rollout: &Rollout, instance: &Instance) -> bool {
@@ -88,8 +94,7 @@ fn is_placed(rollout: &Rollout, instance: &Instance) -> bool {
         || rollout.batches.iter().any(|batch| batch.members.contains(instance))
 }
 
-/// Chooses so many who are in no batch: those who are there, and well, first. `is_all`: the silent as
-/// well.
+/// Chooses so many: those who are there, and well, first.
 ///
 /// Where as many are unavailable as may be, whoever is well would wait for those who are not, and they for
 /// their batch: then those who are there and not well go first, because their swap costs nothing.
@@ -97,29 +102,47 @@ fn pick(
     state: &GroupState,
     rollout: &Rollout,
     wanted: usize,
-    is_all: bool,
+    whom: Whom,
     attendance: &Attendance,
 ) -> BTreeSet<Instance> {
     let budget = fleet::budget(state, attendance);
     let is_spent = budget.used >= budget.max;
     let mut candidates: Vec<_> = universe(state, rollout)
-        .filter(|record| !is_placed(rollout, &record.instance))
-        .filter(|record| is_all || !attendance.is_silent(&record.instance))
+        .filter(|record| {
+            let instance = &record.instance;
+            let is_here = attendance.of(instance) == Presence::Here;
+            match whom {
+                Whom::All => !is_placed(rollout, instance),
+                Whom::There => !is_placed(rollout, instance) && !attendance.is_silent(instance),
+                Whom::Back => rollout.aside.contains(instance) && is_here,
+            }
+        })
         .map(|record| {
-            let has_taken = record
-                .report
-                .as_ref()
-                .is_some_and(|report| fleet::has_taken(report, &rollout.target));
+            // By what they serve, not by what they have heard: a plan is made before the target is.
+            let report = record.report.as_ref();
+            let serves = report.is_some_and(|report| fleet::serves(report, &rollout.target));
             let is_away = attendance.of(&record.instance) != Presence::Here;
             let place = place(&record.instance, rollout);
-            ((is_away, fleet::is_healthy(record) == is_spent, has_taken, place), &record.instance)
+            ((is_away, fleet::is_healthy(record) == is_spent, serves, place), &record.instance)
         })
         .collect();
     candidates.sort();
     candidates.into_iter().take(wanted).map(|(_, instance)| instance.clone()).collect()
 }
 
-/// Fills a batch in which nobody is left who could prove anything. Returns whether anybody was found.
+/// Among whom to choose.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// All who are in no batch.
+    All,
+    /// Those of them who are not silent.
+    There,
+    /// Those who were set aside, and are back.
+    Back,
+}
+
+/// Fills a batch in which nobody is left who could prove anything: with somebody new; with somebody who
+/// was silent, and is back; with somebody who is only offered the target. Returns whether anybody was found.
 pub fn refill(
     state: &GroupState,
     rollout: &mut Rollout,
@@ -127,9 +150,13 @@ pub fn refill(
     attendance: &Attendance,
 ) -> bool {
     let wanted = rollout.batches[index].members.len().max(1);
-    let mut picked = pick(state, rollout, wanted, false, attendance);
+    let mut picked = pick(state, rollout, wanted, Whom::There, attendance);
     if picked.is_empty() {
-        // Then somebody who is only offered the target goes first.
+        picked = pick(state, rollout, wanted, Whom::Back, attendance);
+        picked.retain(|instance| !rollout.failures.contains_key(instance));
+        rollout.aside.retain(|instance| !picked.contains(instance));
+    }
+    if picked.is_empty() {
         let offered = rollout.batches.iter_mut().skip(index + 1).find(|batch| !batch.is_open());
         let is_here = |instance: &&Instance| {
             state.member(instance).is_some() && !attendance.is_silent(instance)
@@ -151,6 +178,44 @@ fn place(instance: &Instance, rollout: &Rollout) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |number: u64, byte| {
         (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+/// A batch as it would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// What it would be called.
+    pub name: String,
+    /// Who would be in it.
+    pub members: BTreeSet<Instance>,
+    /// How long it would bake.
+    pub bake: Duration,
+}
+
+/// Returns the batches that a rollout has still to offer, with the members they would have if each were
+/// opened now and passed: whoever is silent would be set aside, and is in none.
+///
+/// Of a rollout that is only proposed (see [`super::operations::propose`]) these are all. With `only`, what
+/// comes after it is resumed is not among them.
+#[must_use]
+pub fn plan(state: &GroupState, rollout: &Rollout, attendance: &Attendance) -> Vec<Planned> {
+    let mut next = rollout.clone();
+    let mut planned = Vec::new();
+    loop {
+        for batch in &mut next.batches {
+            batch.opened_ms.get_or_insert(0);
+        }
+        if !offer(state, &mut next, attendance) {
+            return planned;
+        }
+        let index = next.batches.len() - 1;
+        let members = next.batches[index].members.iter();
+        let there: BTreeSet<Instance> =
+            members.filter(|instance| !attendance.is_silent(instance)).cloned().collect();
+        if !there.is_empty() {
+            let name = next.batches[index].name.clone();
+            planned.push(Planned { name, members: there, bake: gate::bake_time(&next, index) });
+        }
+    }
 }
 
 /// Names some members, and counts the others.

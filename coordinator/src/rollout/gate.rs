@@ -124,19 +124,26 @@ pub fn standing(
     attendance: &Attendance,
     now: Now,
 ) -> Standing {
-    if let Some(failed) = rollout.failures.get(instance) {
-        return if failed.is_excused { Standing::Excused } else { Standing::Failed };
+    let failed = rollout.failures.get(instance);
+    if failed.is_some_and(|failed| !failed.is_excused) {
+        return Standing::Failed;
     }
     let Some(record) = state.member(instance) else { return Standing::Gone };
+    let report = record.report.as_ref();
+    let has_taken = report.is_some_and(|report| fleet::has_taken(report, &rollout.target));
+    if failed.is_some() {
+        // Nothing is waited for from it, and it counts again if it gets there after all.
+        let is_here = attendance.of(instance) == Presence::Here;
+        return if has_taken && is_here { Standing::Healthy } else { Standing::Excused };
+    }
     if failure(state, rollout, index, record, attendance, now).is_some() {
         return Standing::Failed;
     }
-    let report = record.report.as_ref();
-    let has_taken = report.is_some_and(|report| fleet::has_taken(report, &rollout.target));
+    // A permit for an earlier target says that it was lost before this batch opened.
+    let permit = state.open.get(instance);
+    let is_under_way = permit.is_some_and(|kept| kept.value.order == rollout.order());
     match attendance.of(instance) {
-        Presence::Silent if has_taken || state.open.contains_key(instance) => {
-            Standing::Silent(instance.clone())
-        }
+        Presence::Silent if has_taken || is_under_way => Standing::Silent(instance.clone()),
         Presence::Silent => Standing::Away(instance.clone()),
         Presence::Unheard => Standing::Unheard(instance.clone()),
         Presence::Here if has_taken => Standing::Healthy,
@@ -168,9 +175,13 @@ fn whereabouts(report: Option<&Report>, rollout: &Rollout) -> String {
     .to_owned()
 }
 
-/// The failure that it tells of, where it belongs to this rollout.
+/// The failure that it tells of, where it belongs to this rollout: what fails on a lower rung of a boot's
+/// ladder fails for the same target, and says nothing about its revision.
 fn of_this<'a>(report: &'a Report, rollout: &Rollout) -> Option<&'a Failure> {
-    report.failure.as_ref().filter(|failure| failure.order == Some(rollout.order()))
+    report.failure.as_ref().filter(|failure| {
+        failure.order == Some(rollout.order())
+            && rollout.revision().is_none_or(|revision| *revision == failure.revision)
+    })
 }
 
 /// Has it failed, and does that say something against the revision?
@@ -182,11 +193,34 @@ fn failure(
     attendance: &Attendance,
     now: Now,
 ) -> Option<(String, bool)> {
-    let batch = &rollout.batches[index];
-    let opened_ms = batch.opened_ms?;
-    let deadline = |seconds: u64, from: u64| now.deadline_ms >= from.saturating_add(seconds * 1000);
-    let own = record.report.as_ref().filter(|report| report.order == Some(rollout.order()));
-    if let Some(report) = own {
+    let bakes = rollout.batches[index].bakes_ms.is_some();
+    if let Some(shown) = shown(rollout, record, bakes) {
+        return Some(shown);
+    }
+    let due = due(state, rollout, index, record, attendance)?;
+    if now.deadline_ms < due.at_ms {
+        return None;
+    }
+    if due.is_prepare {
+        let reason = whereabouts(record.report.as_ref(), rollout);
+        let prepare_s = rollout.policy.prepare_deadline_s;
+        return Some((format!("not prepared within {prepare_s} s: {reason}"), false));
+    }
+    let is_silent = attendance.is_silent(&record.instance);
+    let what = if is_silent { "silent" } else { "not healthy" };
+    let serves = own(record, rollout).is_some_and(|report| fleet::serves(report, &rollout.target));
+    let healthy_s = rollout.policy.healthy_deadline_s;
+    Some((format!("{what}, {healthy_s} s after its permit"), !is_silent && serves))
+}
+
+/// What it told last, where it has heard of this rollout.
+fn own<'a>(record: &'a InstanceRecord, rollout: &Rollout) -> Option<&'a Report> {
+    record.report.as_ref().filter(|report| report.order == Some(rollout.order()))
+}
+
+/// Has it told of a failure that says something against the revision? `bakes`: its batch has been healthy.
+fn shown(rollout: &Rollout, record: &InstanceRecord, bakes: bool) -> Option<(String, bool)> {
+    if let Some(report) = own(record, rollout) {
         let after = of_this(report, rollout).filter(|failure| !failure.cause.is_before_swap());
         if after.is_some() || report.rejected {
             let detail = report.failure.as_ref().map(|failure| failure.detail.clone());
@@ -194,8 +228,7 @@ fn failure(
         }
         let serves =
             fleet::serves(report, &rollout.target) && report.restart >= rollout.target.restart;
-        let was_well =
-            batch.bakes_ms.is_some() || (rollout.kind == Kind::Release && !rollout.is_proven);
+        let was_well = bakes || (rollout.kind == Kind::Release && !rollout.is_proven);
         if serves
             && was_well
             && report.health == Health::Unhealthy
@@ -206,31 +239,74 @@ fn failure(
             return Some((format!("healthy, and then unhealthy: {trouble}"), true));
         }
     }
-    let permit = state.open.get(&record.instance).map(|kept| &kept.value);
-    let permit = permit.filter(|permit| permit.order == rollout.order());
-    let healthy_s = rollout.policy.healthy_deadline_s;
-    if let Some(given_ms) = permit.and_then(|permit| permit.given_ms)
-        && deadline(healthy_s, given_ms)
-    {
-        let is_silent = attendance.is_silent(&record.instance);
-        let what = if is_silent { "silent" } else { "not healthy" };
-        let serves = own.is_some_and(|report| fleet::serves(report, &rollout.target));
-        let detail = format!("{what}, {healthy_s} s after its permit");
-        return Some((detail, !is_silent && serves));
-    }
-    let is_prepared = permit.is_some()
-        || own.is_some_and(|report| {
-            fleet::has_taken(report, &rollout.target) || is_prepared(report, rollout)
-        });
-    let prepare_s = rollout.policy.prepare_deadline_s;
-    if !is_prepared
-        && attendance.of(&record.instance) == Presence::Here
-        && deadline(prepare_s, opened_ms)
-    {
-        let reason = whereabouts(record.report.as_ref(), rollout);
-        return Some((format!("not prepared within {prepare_s} s: {reason}"), false));
-    }
     None
+}
+
+/// By when an instance must have done what.
+struct Due {
+    /// On the clock of deadlines.
+    at_ms: u64,
+    /// Have prepared; else, be healthy.
+    is_prepare: bool,
+}
+
+/// What a member of a batch must have done next, and by when; `None`: nothing that has a time.
+fn due(
+    state: &GroupState,
+    rollout: &Rollout,
+    index: usize,
+    record: &InstanceRecord,
+    attendance: &Attendance,
+) -> Option<Due> {
+    let presence = attendance.of(&record.instance);
+    let after = |from: u64, seconds: u64| from.saturating_add(seconds.saturating_mul(1000));
+    let permit = state.open.get(&record.instance).map(|kept| &kept.value);
+    if let Some(permit) = permit.filter(|permit| permit.order == rollout.order()) {
+        // Whoever was not heard of yet is about to be.
+        let given_ms = permit.given_ms.filter(|_| presence != Presence::Unheard)?;
+        let at_ms = after(given_ms, rollout.policy.healthy_deadline_s);
+        return Some(Due { at_ms, is_prepare: false });
+    }
+    let is_ready = own(record, rollout).is_some_and(|report| {
+        fleet::has_taken(report, &rollout.target) || is_prepared(report, rollout)
+    });
+    if is_ready || presence != Presence::Here {
+        return None;
+    }
+    let at_ms = after(rollout.batches[index].opened_ms?, rollout.policy.prepare_deadline_s);
+    Some(Due { at_ms, is_prepare: true })
+}
+
+/// How long until a member of the open batch that nothing has been counted of yet must have done something.
+#[must_use]
+pub fn next_due(
+    state: &GroupState,
+    rollout: &Rollout,
+    index: usize,
+    attendance: &Attendance,
+    now: Now,
+) -> Option<Duration> {
+    let uncounted = |instance: &&Instance| !rollout.failures.contains_key(instance);
+    let members = rollout.batches[index].members.iter().filter(uncounted);
+    let records = members.filter_map(|instance| state.member(instance));
+    let dues = records.filter_map(|record| due(state, rollout, index, record, attendance));
+    let left = dues.map(|due| due.at_ms.saturating_sub(now.deadline_ms)).filter(|left| *left > 0);
+    left.min().map(Duration::from_millis)
+}
+
+/// Does a member of the open batch hold a permit whose deadline is still ahead?
+#[must_use]
+pub fn is_swapping(
+    state: &GroupState,
+    rollout: &Rollout,
+    index: usize,
+    attendance: &Attendance,
+    now: Now,
+) -> bool {
+    let members = rollout.batches[index].members.iter();
+    let records = members.filter_map(|instance| state.member(instance));
+    let mut dues = records.filter_map(|record| due(state, rollout, index, record, attendance));
+    dues.any(|due| !due.is_prepare && due.at_ms > now.deadline_ms)
 }
 
 /// Has it made the release ready, so that only leave to swap is missing?
@@ -248,7 +324,8 @@ fn is_prepared(report: &Report, rollout: &Rollout) -> bool {
         }
 }
 
-/// Counts those of the open batch that have failed since; `None`: nobody has.
+/// Counts those of the open batch that have failed since, and those that were set aside, came back and
+/// failed; `None`: nobody has.
 #[must_use]
 pub fn count_failures(
     state: &GroupState,
@@ -259,13 +336,18 @@ pub fn count_failures(
     let is_open = |batch: &Batch| batch.is_open() && batch.passed_ms.is_none();
     let index = rollout.batches.iter().position(is_open)?;
     let mut next: Option<Rollout> = None;
-    for instance in &rollout.batches[index].members {
+    let members = &rollout.batches[index].members;
+    for instance in members.iter().chain(&rollout.aside) {
         if rollout.failures.contains_key(instance) {
             continue;
         }
         let Some(record) = state.member(instance) else { continue };
-        if let Some((detail, is_revision)) = failure(state, rollout, index, record, attendance, now)
-        {
+        let failed = if members.contains(instance) {
+            failure(state, rollout, index, record, attendance, now)
+        } else {
+            shown(rollout, record, false)
+        };
+        if let Some((detail, is_revision)) = failed {
             let next = next.get_or_insert_with(|| rollout.clone());
             next.note(now.at, format!("{instance} failed: {detail}"));
             let failed = Failed {
@@ -287,6 +369,13 @@ pub fn count_failures(
 pub fn healthy(standings: &[Standing]) -> u32 {
     let healthy = standings.iter().filter(|standing| **standing == Standing::Healthy);
     fleet::count(healthy.count())
+}
+
+/// Returns how far a batch has come: how many are healthy, or have left.
+#[must_use]
+pub fn done(standings: &[Standing]) -> u32 {
+    let gone = standings.iter().filter(|standing| **standing == Standing::Gone);
+    healthy(standings).saturating_add(fleet::count(gone.count()))
 }
 
 /// Returns what a failure says against the revision, if any does.
@@ -320,7 +409,9 @@ pub fn verdict(rollout: &Rollout, index: usize, standings: &[Standing], now: Now
         return Verdict::Refill;
     }
     if !is_settled {
-        let is_undone = |standing: &Standing| matches!(standing, Standing::Pending(..));
+        // Not so for whoever was not heard of: while no coordinator is there, the bake time stands still.
+        let is_undone =
+            |standing: &Standing| matches!(standing, Standing::Pending(..) | Standing::Silent(_));
         if batch.bakes_ms.is_some() && standings.iter().any(is_undone) {
             return Verdict::Unbake;
         }
@@ -348,9 +439,15 @@ fn too_many(rollout: &Rollout, index: usize) -> Option<String> {
         () if all > all_max => (all, all_max),
         () => return None,
     };
-    let last = counted().max_by_key(|(_, failed)| failed.at);
-    let why = last.map(|(instance, f)| format!(": {instance}: {}", f.detail)).unwrap_or_default();
+    let why = last_failure(rollout).unwrap_or_default();
     Some(format!("{failed} failed, {tolerated} tolerated{why}"))
+}
+
+/// Who failed last, and why, as the end of a sentence.
+pub(super) fn last_failure(rollout: &Rollout) -> Option<String> {
+    let counted = rollout.failures.iter().filter(|(_, failed)| !failed.is_excused);
+    let (instance, failed) = counted.max_by_key(|(_, failed)| failed.at)?;
+    Some(format!(": {instance}: {}", failed.detail))
 }
 
 fn awaited(name: &str, standings: &[Standing], healthy: u32) -> String {

@@ -26,6 +26,15 @@ use super::Decision;
 use crate::fleet::{Attendance, Presence};
 use crate::records::{Draft, GroupState, Kept, key};
 
+mod groups;
+mod steer;
+
+pub use groups::{
+    PAST_KEPT, Removal, ToInstance, lift, order, outdated, remove_group, set_group,
+    unknown_instance,
+};
+pub use steer::{pause, promote, resume};
+
 /// Who does something, when, and in which life of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Act {
@@ -68,16 +77,31 @@ struct Next {
 
 /// Writes the next generation of a group's target, and its rollout.
 fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, draft: &mut Draft) {
-    let group = state.group.clone();
-    let last = state.order();
+    let group = &state.group;
+    let note = next.note.clone();
+    let rollout = compose(state, &record.value, next, act);
+    let target =
+        TargetRecord { target: rollout.target.clone(), at: act.at, by: act.by.clone(), note };
+    // The group as well: its policy, its quarantine, and that it still exists.
+    draft.on(key::group(group), state.record.as_ref());
+    draft.on(key::target(group), state.target.as_ref());
+    draft.on(key::rollout(group), state.rollout.as_ref());
+    draft.put(key::target(group), &target);
+    draft.put(key::rollout(group), &rollout);
+    draft.delete(key::clock(group));
+}
+
+/// The rollout to the next generation.
+fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> Rollout {
+    let last = state.reached();
     // An operator raises the epoch after a restore. Generations go on all the same: past rollouts are kept
     // by them, and no two of one store have the same.
     let order =
         Order { epoch: act.epoch.max(last.epoch), generation: last.generation.saturating_add(1) };
-    let quarantine = record.value.quarantine.iter();
+    let quarantine = record.quarantine.iter();
     let target = Target {
         version: target::VERSION,
-        group: group.clone(),
+        group: state.group.clone(),
         order,
         revision: next.revision.clone(),
         not: next.not,
@@ -86,16 +110,16 @@ fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, 
         restart: next.restart,
     };
     let is_proven = match &next.revision {
-        Some(revision) => record.value.is_proven(revision),
+        Some(revision) => record.is_proven(revision),
         // The way back has no newer way back.
         None => true,
     };
     let mut rollout = Rollout {
         version: VERSION,
-        target: target.clone(),
+        target,
         kind: next.kind,
         is_proven,
-        policy: record.value.policy.clone(),
+        policy: record.policy.clone(),
         by: act.by.clone(),
         began: act.at,
         ended: None,
@@ -105,18 +129,14 @@ fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, 
         without: next.without,
         batches: Vec::new(),
         failures: std::collections::BTreeMap::new(),
+        culprit: None,
         aside: BTreeSet::new(),
         progressed_ms: 0,
         taken: 0,
         decisions: Vec::new(),
     };
     rollout.note(act.at, act.because(&format!("{} begun", next.note)));
-    let target = TargetRecord { target, at: act.at, by: act.by.clone(), note: next.note };
-    draft.on(key::target(&group), state.target.as_ref());
-    draft.on(key::rollout(&group), state.rollout.as_ref());
-    draft.put(key::target(&group), &target);
-    draft.put(key::rollout(&group), &rollout);
-    draft.delete(key::clock(&group));
+    rollout
 }
 
 /// Keeps a rollout that has ended.
@@ -159,6 +179,35 @@ pub fn release(
     request: &ReleaseRequest,
     act: &Act,
 ) -> Result<Draft, ErrorBody> {
+    let mut draft = Draft::new();
+    let (record, next) = aim(state, attendance, request, act, &mut draft)?;
+    begin(state, &record, next, act, &mut draft);
+    Ok(draft)
+}
+
+/// Returns the rollout that a release would begin, and stores nothing: what a plan is made of.
+///
+/// # Errors
+///
+/// As for [`release`].
+pub fn propose(
+    state: &GroupState,
+    attendance: &Attendance,
+    request: &ReleaseRequest,
+    act: &Act,
+) -> Result<Rollout, ErrorBody> {
+    let (record, next) = aim(state, attendance, request, act, &mut Draft::new())?;
+    Ok(compose(state, &record.value, next, act))
+}
+
+/// What a release leads to, and the group as it is then. `draft`: what else changes.
+fn aim(
+    state: &GroupState,
+    attendance: &Attendance,
+    request: &ReleaseRequest,
+    act: &Act,
+    draft: &mut Draft,
+) -> Result<(Kept<GroupRecord>, Next), ErrorBody> {
     let record = exists(state)?;
     let (group, revision) = (&state.group, &request.revision);
     if let Some(quarantined) =
@@ -175,7 +224,7 @@ pub fn release(
         );
         return Err(conflict(message, hint));
     }
-    let mut draft = Draft::new();
+    let mut judged = record.clone();
     if let Some(rollout) = state.going() {
         if rollout.state != State::Halted {
             let to = rollout.revision().map_or("what was before", Revision::short);
@@ -190,11 +239,14 @@ pub fn release(
             );
             return Err(conflict(message, hint));
         }
+        if rollout.revision() != Some(revision) {
+            judged = judge(state, record, rollout, act, draft);
+        }
         let mut ended = rollout.clone();
         ended.state = State::Replaced;
         ended.ended = Some(act.at);
         ended.note(act.at, act.because(&format!("replaced by a release of {}", revision.short())));
-        archive(state, &ended, &mut draft);
+        archive(state, &ended, draft);
     } else if state
         .target
         .as_ref()
@@ -204,44 +256,95 @@ pub fn release(
         let hint = format!("`towline restart {group}` starts the app anew");
         return Err(conflict(message, hint));
     }
+    choose(state, attendance, request)?;
+    let out = state.without().iter().filter(|instance| attendance.of(instance) != Presence::Here);
+    let next = Next {
+        kind: Kind::Release,
+        revision: Some(revision.clone()),
+        not: None,
+        fallback: judged.value.fallback(Some(revision)).cloned(),
+        restart: restart_of(state),
+        note: "release".to_owned(),
+        only: request.only.clone(),
+        without: request.without.iter().chain(out).cloned().collect(),
+    };
+    Ok((judged, next))
+}
+
+/// Checks whom a release takes part with.
+fn choose(
+    state: &GroupState,
+    attendance: &Attendance,
+    request: &ReleaseRequest,
+) -> Result<(), ErrorBody> {
+    let wrong = |field: &str, message: String, hint: String| {
+        let (hint, field) = (Some(hint), Some(field.to_owned()));
+        Err(ErrorBody { code: Code::Invalid, message, hint, field })
+    };
     for instance in &request.without {
         let presence = attendance.of(instance);
         if state.member(instance).is_none() || presence == Presence::Here {
             let what = if presence == Presence::Here { "polls" } else { "is not known" };
-            return Err(ErrorBody {
-                code: Code::Invalid,
-                message: format!("could not go on without {instance}: it {what}"),
-                hint: Some("--without is for instances that are silent".to_owned()),
-                field: Some("without".to_owned()),
-            });
+            let message = format!("could not go on without {instance}: it {what}");
+            return wrong(
+                "without",
+                message,
+                "--without is for instances that are silent".to_owned(),
+            );
         }
     }
     if let Some(only) = &request.only
         && !state.members().any(|member| only.has(&member.instance))
     {
-        return Err(ErrorBody {
-            code: Code::Invalid,
-            message: format!("{:?} selects no instance of {group}", only.as_str()),
-            hint: Some(format!("`towline instances {group}` names them")),
-            field: Some("only".to_owned()),
-        });
+        let message = format!("{:?} selects no instance of {}", only.as_str(), state.group);
+        return wrong("only", message, format!("`towline instances {}` names them", state.group));
     }
-    let next = Next {
-        kind: Kind::Release,
-        revision: Some(revision.clone()),
-        not: None,
-        fallback: record.value.fallback(Some(revision)).cloned(),
-        restart: restart_of(state),
-        note: "release".to_owned(),
-        only: request.only.clone(),
-        without: request.without.iter().cloned().collect(),
-    };
-    begin(state, record, next, act, &mut draft);
-    Ok(draft)
+    Ok(())
+}
+
+/// Puts into quarantine what the gate found to be bad when it halted a rollout that now ends.
+fn judge(
+    state: &GroupState,
+    record: &Kept<GroupRecord>,
+    rollout: &Rollout,
+    act: &Act,
+    draft: &mut Draft,
+) -> Kept<GroupRecord> {
+    let culprit = rollout.culprit.clone().filter(|_| rollout.state == State::Halted);
+    let culprit = culprit.and_then(|detail| Some((rollout.revision()?.clone(), detail)));
+    quarantined(state, record, culprit, act, draft)
+}
+
+/// The group with this commit in quarantine.
+fn quarantined(
+    state: &GroupState,
+    record: &Kept<GroupRecord>,
+    culprit: Option<(Revision, String)>,
+    act: &Act,
+    draft: &mut Draft,
+) -> Kept<GroupRecord> {
+    let mut group = record.clone();
+    if let Some((revision, reason)) = culprit
+        && !group.value.is_quarantined(&revision)
+    {
+        group.value.quarantine.push(Quarantined { revision, since: act.at, reason });
+        draft.on(key::group(&state.group), Some(record));
+        draft.put(key::group(&state.group), &group.value);
+    }
+    group
 }
 
 fn restart_of(state: &GroupState) -> u64 {
     state.target.as_ref().map_or(0, |kept| kept.value.target.restart)
+}
+
+/// The highest restart counter that was given out, or carried out: also one whose restart was aborted, or
+/// that a store did not know which was restored since.
+fn restarts(state: &GroupState) -> u64 {
+    let given = state.record.as_ref().map_or(0, |kept| kept.value.restarts);
+    let floor = state.floor.as_ref().map_or(0, |kept| kept.value.restarts);
+    let told = state.members().filter_map(|record| Some(record.report.as_ref()?.restart));
+    told.max().unwrap_or(0).max(given).max(floor).max(restart_of(state))
 }
 
 /// The next generation that leads away from a revision: to `to`, or the newest group-proven one.
@@ -267,7 +370,7 @@ fn back(state: &GroupState, record: &GroupRecord, to: Option<Revision>, restart:
         restart,
         note: format!("rollback of {of}"),
         only: None,
-        without: state.going().map(|rollout| rollout.without.clone()).unwrap_or_default(),
+        without: state.without().clone(),
     }
 }
 
@@ -294,8 +397,11 @@ pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<
             return Err(conflict(message, None));
         }
     }
-    if state.going().is_some() {
-        return abort_to(state, record, to.cloned(), act);
+    if let Some(rollout) = state.going() {
+        let mut draft = Draft::new();
+        let judged = end(state, record, rollout, act, &mut draft);
+        let next = back(state, &judged.value, to.cloned(), restart_of(state));
+        return lead_back(state, &judged, next, act, draft);
     }
     let next = back(state, &record.value, to.cloned(), restart_of(state));
     if next.revision.is_none() {
@@ -314,26 +420,39 @@ pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<
 ///
 /// Where none goes on.
 pub fn abort(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
-    going(state, "abort")?;
-    abort_to(state, exists(state)?, None, act)
-}
-
-fn abort_to(
-    state: &GroupState,
-    record: &Kept<GroupRecord>,
-    to: Option<Revision>,
-    act: &Act,
-) -> Result<Draft, ErrorBody> {
     let rollout = going(state, "abort")?;
     let mut draft = Draft::new();
+    let judged = end(state, exists(state)?, rollout, act, &mut draft);
+    let next = away(state, &judged.value, rollout);
+    lead_back(state, &judged, next, act, draft)
+}
+
+/// Ends a rollout at an operator's word. Returns the group as it is then.
+fn end(
+    state: &GroupState,
+    record: &Kept<GroupRecord>,
+    rollout: &Rollout,
+    act: &Act,
+    draft: &mut Draft,
+) -> Kept<GroupRecord> {
+    let judged = judge(state, record, rollout, act, draft);
     let mut ended = rollout.clone();
     ended.state = State::Aborted;
     ended.ended = Some(act.at);
     ended.reason = act.because("aborted");
     let reason = ended.reason.clone();
     ended.note(act.at, reason);
-    archive(state, &ended, &mut draft);
-    let next = away(state, &record.value, rollout, to);
+    archive(state, &ended, draft);
+    judged
+}
+
+fn lead_back(
+    state: &GroupState,
+    record: &Kept<GroupRecord>,
+    next: Next,
+    act: &Act,
+    mut draft: Draft,
+) -> Result<Draft, ErrorBody> {
     if next.revision.is_none() && next.not.is_none() {
         let message = format!("could not abort: {} has nothing to go back to", state.group);
         let hint = format!("`towline release {} REV` replaces it once it has halted", state.group);
@@ -344,8 +463,8 @@ fn abort_to(
 }
 
 /// Where a rollout that is ended before its time leads.
-fn away(state: &GroupState, record: &GroupRecord, rollout: &Rollout, to: Option<Revision>) -> Next {
-    if rollout.kind == Kind::Restart && to.is_none() {
+fn away(state: &GroupState, record: &GroupRecord, rollout: &Rollout) -> Next {
+    if rollout.kind == Kind::Restart {
         // Whoever was not restarted stays as it is.
         let target = &rollout.target;
         return Next {
@@ -359,7 +478,7 @@ fn away(state: &GroupState, record: &GroupRecord, rollout: &Rollout, to: Option<
             without: rollout.without.clone(),
         };
     }
-    back(state, record, to, restart_of(state))
+    back(state, record, None, restart_of(state))
 }
 
 /// Starts the app of a whole group anew, batch by batch.
@@ -387,187 +506,24 @@ pub fn restart(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
         return Err(conflict(message, format!("`towline release {group} REV` names one")));
     };
     let mut draft = Draft::new();
+    // Never a counter that was given out already: who carried that out would take this for done.
+    let restart = restarts(state) + 1;
+    let mut counted = record.clone();
+    counted.value.restarts = restart;
+    draft.put(key::group(group), &counted.value);
+    let fixed = target.fallback.clone();
     let next = Next {
         kind: Kind::Restart,
         revision: Some(revision),
         not: None,
-        fallback: target.fallback.clone(),
-        restart: target.restart + 1,
+        fallback: fixed.filter(|fixed| !record.value.is_quarantined(fixed)),
+        restart,
         note: "restart".to_owned(),
         only: None,
         without: BTreeSet::new(),
     };
     begin(state, record, next, act, &mut draft);
     Ok(draft)
-}
-
-/// Writes the rollout as it is changed by `change`.
-fn alter(
-    state: &GroupState,
-    what: &str,
-    change: impl FnOnce(&mut Rollout) -> Result<(), ErrorBody>,
-) -> Result<Draft, ErrorBody> {
-    let rollout = going(state, what)?;
-    let mut next = rollout.clone();
-    change(&mut next)?;
-    let mut draft = Draft::new();
-    if next != *rollout {
-        draft.on(key::rollout(&state.group), state.rollout.as_ref());
-        draft.put(key::rollout(&state.group), &next);
-    }
-    Ok(draft)
-}
-
-/// Gives no more leave to swap until it is resumed. What is paused already stays so.
-///
-/// # Errors
-///
-/// Where no rollout goes on, or it has halted.
-pub fn pause(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
-    alter(state, "pause", |rollout| match rollout.state {
-        State::Paused => Ok(()),
-        State::Running => {
-            rollout.state = State::Paused;
-            rollout.reason = act.because("paused");
-            let reason = rollout.reason.clone();
-            rollout.note(act.at, reason);
-            Ok(())
-        }
-        _ => {
-            let group = &rollout.target.group;
-            let message = format!("the rollout of {group} stands already: {}", rollout.reason);
-            let hint = format!(
-                "`towline rollout resume {group}` goes on in spite of it, `towline rollout abort \
-                 {group}` goes back"
-            );
-            Err(conflict(message, hint))
-        }
-    })
-}
-
-/// Goes on, in spite of what halted it: failures so far count no more.
-///
-/// # Errors
-///
-/// Where no rollout goes on.
-pub fn resume(state: &GroupState, now: super::Now, act: &Act) -> Result<Draft, ErrorBody> {
-    alter(state, "resume", |rollout| {
-        if rollout.state == State::Running {
-            return Ok(());
-        }
-        if rollout.state == State::Halted {
-            for failed in rollout.failures.values_mut() {
-                failed.is_excused = true;
-            }
-        }
-        if rollout.only.is_some() && super::gate::is_done(rollout) {
-            // What was chosen first has it, and stands for the canary: the group's shares come next.
-            rollout.only = None;
-            for batch in &mut rollout.batches {
-                batch.share_index = 0;
-            }
-        }
-        rollout.state = State::Running;
-        rollout.progressed_ms = now.deadline_ms;
-        rollout.reason = act.because("resumed");
-        let reason = rollout.reason.clone();
-        rollout.note(act.at, reason);
-        Ok(())
-    })
-}
-
-/// Skips the rest of the open batch's bake time.
-///
-/// # Errors
-///
-/// Where no rollout goes on, or no batch is open.
-pub fn promote(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
-    alter(state, "promote", |rollout| {
-        let open = |batch: &&mut towline_protocol::rollout::Batch| {
-            batch.is_open() && batch.passed_ms.is_none()
-        };
-        let Some(batch) = rollout.batches.iter_mut().find(open) else {
-            let message = format!("no batch of {} is open", rollout.target.group);
-            return Err(conflict(message, None));
-        };
-        if !batch.is_promoted {
-            batch.is_promoted = true;
-            let text = act.because(&format!("{} promoted", batch.name));
-            rollout.note(act.at, text);
-        }
-        Ok(())
-    })
-}
-
-/// Lifts a quarantine.
-///
-/// # Errors
-///
-/// Where the revision is not in it.
-pub fn lift(state: &GroupState, revision: &Revision) -> Result<Draft, ErrorBody> {
-    let record = exists(state)?;
-    if !record.value.is_quarantined(revision) && record.value.unbootable.as_ref() != Some(revision)
-    {
-        return Err(ErrorBody {
-            code: Code::NotFound,
-            message: format!("{} is not in quarantine", revision.short()),
-            hint: Some(format!("`towline quarantine list {}`", state.group)),
-            field: None,
-        });
-    }
-    let mut next = record.value.clone();
-    next.quarantine.retain(|quarantined| quarantined.revision != *revision);
-    next.boot_failures.retain(|failure| failure.revision != *revision);
-    next.unbootable = next.unbootable.filter(|unbootable| unbootable != revision);
-    let mut draft = Draft::new();
-    draft.on(key::group(&state.group), Some(record));
-    draft.put(key::group(&state.group), &next);
-    Ok(draft)
-}
-
-/// What an instance is ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ToInstance {
-    /// To restart its app.
-    Restart,
-    /// To try again what was rejected, refused, or waits.
-    Retry,
-}
-
-/// Gives an order to one instance.
-///
-/// # Errors
-///
-/// Where it is not known.
-pub fn order(
-    state: &GroupState,
-    instance: &Instance,
-    order: ToInstance,
-) -> Result<Draft, ErrorBody> {
-    exists(state)?;
-    let Some(record) = state.member(instance) else {
-        return Err(unknown_instance(state, instance));
-    };
-    let mut next = record.clone();
-    match order {
-        ToInstance::Restart => next.orders.restart += 1,
-        ToInstance::Retry => next.orders.retry += 1,
-    }
-    let mut draft = Draft::new();
-    draft.on(key::instance(&state.group, instance), state.instances.get(instance));
-    draft.put(key::instance(&state.group, instance), &next);
-    Ok(draft)
-}
-
-/// Returns the refusal for an instance that is not in the group.
-#[must_use]
-pub fn unknown_instance(state: &GroupState, instance: &Instance) -> ErrorBody {
-    ErrorBody {
-        code: Code::NotFound,
-        message: format!("there is no instance {instance} in {}", state.group),
-        hint: Some(format!("`towline instances {}` names them", state.group)),
-        field: None,
-    }
 }
 
 /// Returns what to store for a decision of the engine; `None` where there is nothing.
@@ -596,17 +552,9 @@ pub fn carry_out(state: &GroupState, decision: &Decision, act: &Act) -> Option<D
             }
         }
         Decision::Abort { rollout, quarantine } => {
-            let mut group = record.clone();
-            if let Some((revision, reason)) = quarantine
-                && !group.value.is_quarantined(revision)
-            {
-                let (revision, reason) = (revision.clone(), reason.clone());
-                group.value.quarantine.push(Quarantined { revision, since: act.at, reason });
-                draft.on(key::group(&state.group), Some(record));
-                draft.put(key::group(&state.group), &group.value);
-            }
+            let group = quarantined(state, record, quarantine.clone(), act, &mut draft);
             archive(state, rollout, &mut draft);
-            let next = away(state, &group.value, rollout, None);
+            let next = away(state, &group.value, rollout);
             begin(state, &group, next, act, &mut draft);
         }
     }

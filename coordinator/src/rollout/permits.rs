@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Invariants
-//! - None is given to an instance that is healthy while as many are unavailable as may be.
+//! - None is given while as many others are unavailable as may be; save to an instance that is known to be
+//!   unhealthy, whose swap costs nothing.
+//! - Leave that was renounced before it is given is not given.
 //! - An instance holds at most one. A question renounces all earlier ones, so a permit that is stored is
 //!   moved to the new question, and counts once.
 //! - Permits belong to the group: they survive every change of its target.
@@ -17,6 +19,8 @@
 use towline_protocol::fleet::Permit;
 use towline_protocol::ids::Instance;
 use towline_protocol::poll::{Duty, Question};
+use towline_protocol::report::Health;
+use towline_protocol::rollout::State;
 
 use super::Now;
 use super::words::duty;
@@ -43,15 +47,24 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         // A late copy of a question that was renounced since.
         return refuse(Draft::new(), "it was asked again since");
     }
+    let record = state.member(instance);
+    if is_over(state, question) {
+        // It comes later than a report that was made after it, and nobody waits for the answer.
+        return refuse(Draft::new(), "it was withdrawn since");
+    }
     if let Some(reason) = obstacle(state, question) {
         let mut draft = Draft::new();
-        close(state, instance, &mut draft);
+        // A copy of the very question that it answered renounces nothing: it may be in use.
+        if stored.is_some_and(|permit| permit.seq < question.seq) {
+            close(state, instance, &mut draft);
+        }
         return refuse(draft, reason);
     }
-    let budget = fleet::budget(state, attendance);
-    let record = state.member(instance);
-    // What is unavailable already is counted already, and its swap costs nothing.
-    let costs = record.is_some_and(|record| !fleet::is_unavailable(record, attendance));
+    // Whoever asks is there. What it serves is known to be bad, or else it is to be spared: not known is
+    // not unhealthy.
+    let budget = fleet::budget_but(state, attendance, Some(instance));
+    let health = record.and_then(|record| record.report.as_ref()).map(|report| report.health);
+    let costs = health != Some(Health::Unhealthy);
     if stored.is_none() && costs && budget.used >= budget.max {
         let reason = format!("{} of {} that may be unavailable are", budget.used, budget.max);
         return refuse(Draft::new(), reason);
@@ -62,6 +75,8 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     draft.on(key::permits(&state.group), state.permits.as_ref());
     let at = key::permit(&state.group, instance);
     draft.on(at.clone(), state.open.get(instance));
+    // It may leave, or renounce the question, meanwhile: then nobody would ever close the permit.
+    draft.on(key::instance(&state.group, instance), state.instances.get(instance));
     let mut count = state.count();
     let id = match stored {
         Some(permit) => permit.id,
@@ -71,6 +86,10 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
             count.next
         }
     };
+    // Asking again and again does not put off the deadline.
+    let given_ms = stored
+        .filter(|permit| permit.order == question.order)
+        .map_or_else(|| state.going().map(|_| now.deadline_ms), |permit| permit.given_ms);
     draft.put(key::permits(&state.group), &count);
     let permit = Permit {
         id,
@@ -78,7 +97,7 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         order: question.order,
         seq: question.seq,
         given: now.at,
-        given_ms: state.going().map(|_| now.deadline_ms),
+        given_ms,
     };
     draft.put(at, &permit);
     Leave { permit: Some(id), reason: None, draft }
@@ -86,6 +105,14 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
 
 fn refuse(draft: Draft, reason: impl Into<String>) -> Leave {
     Leave { permit: None, reason: Some(reason.into()), draft }
+}
+
+/// Has the instance told since that it does not wait for the answer any more?
+fn is_over(state: &GroupState, question: &Question) -> bool {
+    let Some(record) = state.member(&question.instance) else { return false };
+    record.report.as_ref().is_some_and(|report| {
+        question.seq <= report.renounced || (record.seq > question.seq && !report.uses_permit)
+    })
 }
 
 /// What stands against leave, budget aside.
@@ -98,11 +125,21 @@ fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
     }
     match (duty(state, &question.instance), state.going()) {
         (Duty::Take, _) => None,
-        (_, Some(rollout)) if rollout.state != towline_protocol::rollout::State::Running => {
+        (_, Some(rollout)) if rollout.state != State::Running => {
             Some(format!("the rollout is {}", rollout.state.as_str()))
         }
+        // It restarts what it serves, and needs leave for that as for a swap.
+        _ if is_ordered(state, &question.instance) => None,
         _ => Some("its batch is not open".to_owned()),
     }
+}
+
+/// Was it ordered to restart, and has not told yet that it did?
+fn is_ordered(state: &GroupState, instance: &Instance) -> bool {
+    state.member(instance).is_some_and(|record| {
+        let done = record.report.as_ref().map_or(0, |report| report.orders.restart);
+        record.orders.restart > done
+    })
 }
 
 /// Closes an instance's permit, where it has one. Returns whether it had.

@@ -6,19 +6,22 @@
 //!
 //! PURE.
 
-use towline_protocol::fleet::{
-    BootFailure, GroupRecord, InstanceRecord, Permit, Quarantined, VERSION,
-};
+use std::time::Duration;
+
+use towline_protocol::fleet::{BootFailure, GroupRecord, InstanceRecord, Quarantined, VERSION};
 use towline_protocol::ids::Instance;
 use towline_protocol::poll::{FailureLog, Message};
 use towline_protocol::report::{Health, Report};
 use towline_protocol::time::Timestamp;
 
 use super::permits::close;
-use crate::records::{Draft, GroupState, key};
+use crate::records::{Draft, GroupState, Kept, key};
 
 /// How many boot failures are remembered.
 const BOOT_FAILURES_MAX: usize = 64;
+
+/// For how long it is remembered that an instance has left: no message is on its way for longer.
+pub const GONE_KEPT: Duration = Duration::from_secs(3600);
 
 /// A failure's log as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -64,7 +67,7 @@ pub fn polled(
     instance: &Instance,
     seq: u64,
     at: Timestamp,
-    coarse: std::time::Duration,
+    coarse: Duration,
 ) -> Option<Draft> {
     let kept = state.instances.get(instance);
     let record = match kept.map(|kept| &kept.value) {
@@ -114,8 +117,10 @@ pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Dr
     let mut draft = Draft::new();
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
+    // One that is given meanwhile may be one that this report closes.
+    draft.on(key::permit(&state.group, instance), state.open.get(instance));
     let permit = state.open.get(instance).map(|kept| &kept.value);
-    if permit.is_some_and(|permit| is_over(permit, message)) {
+    if permit.is_some_and(|permit| is_over(permit.seq, message.seq, Some(report))) {
         close(state, instance, &mut draft);
     }
     if let Some(log) = &message.log {
@@ -129,13 +134,15 @@ pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Dr
     Some(draft)
 }
 
-/// Does this report show that a permit's swap is over, or will never be?
-fn is_over(permit: &Permit, message: &Message) -> bool {
-    let report = &message.report;
-    let is_renounced = permit.seq <= report.renounced;
-    let is_later = message.seq > permit.seq;
+/// Does a report, of the number `seq`, show that the swap is over that was asked for by the question of the
+/// number `asked`, or that it will never be?
+pub(super) fn is_over(asked: u64, seq: u64, report: Option<&Report>) -> bool {
+    let Some(report) = report else { return false };
+    let is_renounced = asked <= report.renounced;
+    let is_later = seq > asked;
     let is_good = report.health == Health::Healthy && (report.proven || report.adopted);
-    is_renounced || (is_later && !report.uses_permit && is_good)
+    // What asked anew with a restore still owed renounces that question, and not the permit.
+    !report.uses_permit && (is_renounced || (is_later && is_good))
 }
 
 /// A newborn failed on what it was to boot: once several have, the group's newborns get something else.
@@ -152,7 +159,7 @@ fn boot_failed(state: &GroupState, report: &Report, at: Timestamp) -> Option<Gro
         return None;
     }
     let mut next = record.clone();
-    let window = std::time::Duration::from_secs(next.policy.boot_quarantine.window_s);
+    let window = Duration::from_secs(next.policy.boot_quarantine.window_s);
     next.boot_failures.retain(|known| at.since(known.at) <= window);
     let instance = report.instance.clone();
     next.boot_failures.push(BootFailure { instance, revision: revision.clone(), at });
@@ -196,6 +203,39 @@ pub fn left(
     draft.on(key::instance(&state.group, instance), Some(kept));
     draft.put(key::instance(&state.group, instance), &record);
     draft.delete(key::log(&state.group, instance));
+    draft.on(key::permit(&state.group, instance), state.open.get(instance));
     close(state, instance, &mut draft);
     Some(draft)
+}
+
+/// Returns what removes the records of those that left longer than [`GONE_KEPT`] ago.
+#[must_use]
+pub fn forgotten(state: &GroupState, at: Timestamp) -> Vec<Draft> {
+    let mut drafts = vec![Draft::new()];
+    for (instance, kept) in &state.instances {
+        let is_due = kept.value.gone.is_some_and(|gone| at.since(gone) > GONE_KEPT);
+        if !is_due || state.open.contains_key(instance) {
+            continue;
+        }
+        if !drafts.last().is_some_and(|draft| draft.has_room(3)) {
+            drafts.push(Draft::new());
+        }
+        if let Some(draft) = drafts.last_mut() {
+            forget(state, instance, kept, draft);
+        }
+    }
+    drafts.retain(|draft| !draft.is_empty());
+    drafts
+}
+
+/// Removes what is kept of an instance, provided that it has not come back.
+pub(super) fn forget(
+    state: &GroupState,
+    instance: &Instance,
+    kept: &Kept<InstanceRecord>,
+    draft: &mut Draft,
+) {
+    draft.on(key::instance(&state.group, instance), Some(kept));
+    draft.delete(key::instance(&state.group, instance));
+    draft.delete(key::log(&state.group, instance));
 }

@@ -4,7 +4,8 @@
 //!                      no rollout      running            paused, halted
 //!   in an open batch      –            take               prepare
 //!   in the offered one    –            prepare            prepare
-//!   set aside             –            take               prepare
+//!   set aside             –            take, once a gate  prepare
+//!                                      has passed
 //!   in none              take          hold               hold
 //! ```
 //!
@@ -15,7 +16,7 @@
 
 use towline_protocol::ids::{Instance, Revision};
 use towline_protocol::poll::{Duty, PROBE_EVERY_BAKING_S, PROBE_EVERY_S, Word};
-use towline_protocol::rollout::State;
+use towline_protocol::rollout::{Batch, Kind, State};
 
 use crate::records::GroupState;
 
@@ -44,10 +45,15 @@ pub fn duty(state: &GroupState, instance: &Instance) -> Duty {
         return Duty::Hold;
     }
     let batch = rollout.batches.iter().find(|batch| batch.members.contains(instance));
+    // Nobody comes back to a revision that nothing has shown to be good yet. A way back has no canary, and
+    // is open to whoever joins while it goes on.
+    let is_way_back = rollout.kind == Kind::Rollback && rollout.batches.iter().any(Batch::is_open);
+    let is_led = is_way_back || rollout.batches.iter().any(|batch| batch.passed_ms.is_some());
     let may_swap = match batch {
         Some(batch) if !batch.is_open() => return Duty::Prepare,
         Some(_) => true,
-        None => rollout.aside.contains(instance),
+        None if rollout.aside.contains(instance) && !is_led => return Duty::Prepare,
+        None => rollout.aside.contains(instance) || is_way_back,
     };
     match (may_swap, rollout.state) {
         (false, _) => Duty::Hold,
@@ -63,18 +69,36 @@ pub fn boot(state: &GroupState, instance: &Instance) -> Option<Revision> {
     let revision = target.revision.clone()?;
     let unbootable = state.record.as_ref().and_then(|record| record.value.unbootable.as_ref());
     if unbootable == Some(&revision) && target.fallback.is_some() {
-        return target.fallback.clone();
+        return spare(state);
+    }
+    // Its turn has come, and nothing that it could serve instead has ever served here.
+    let report = state.member(instance).and_then(|record| record.report.as_ref());
+    if report.is_some_and(|report| report.newborn) && duty(state, instance) == Duty::Take {
+        return Some(revision);
     }
     let is_open = state.going().is_some_and(|rollout| !rollout.is_proven);
     if !is_open {
         return Some(revision);
     }
     if target.fallback.is_some() {
-        return target.fallback.clone();
+        return spare(state);
     }
     // Alone, it is the canary.
     let is_alone = state.members().all(|record| record.instance == *instance);
     is_alone.then_some(revision)
+}
+
+/// The target's fallback; where newborns cannot boot that, the newest other group-proven one.
+fn spare(state: &GroupState) -> Option<Revision> {
+    let target = &state.target.as_ref()?.value.target;
+    let record = &state.record.as_ref()?.value;
+    let fallback = target.fallback.as_ref();
+    if record.unbootable.as_ref() != fallback {
+        return fallback.cloned();
+    }
+    let mut others = record.clone();
+    others.proven.retain(|proven| Some(proven) != fallback);
+    others.fallback(target.revision.as_ref()).or(fallback).cloned()
 }
 
 /// Is the instance in a batch that is open, or bakes?

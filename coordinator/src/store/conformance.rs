@@ -20,7 +20,7 @@ use super::{
 };
 
 /// How long a check may take: a watch that never tells ends here.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How many changes are made, at most, for a store to forget the first of them.
 const FORGETS_AFTER_MAX: usize = 30_000;

@@ -41,7 +41,13 @@ impl World {
             let baked = self.any_revision();
             self.join(&baked)?;
         }
+        // What operators have ordered so far, and all that is still on its way, comes to an end.
+        for standing in self.operations.values_mut() {
+            standing.is_open = false;
+        }
+        self.pass(Duration::from_secs(90))?;
         self.settle()?;
+        self.check_permits_in_use()?;
         let good = self.new_revision(Some(Character::Good));
         self.tell(|_| format!("the last release: {}", good.short()));
         self.converge(&good)?;
@@ -67,8 +73,12 @@ impl World {
             if self.has_open_order() {
                 continue;
             }
-            let going = self.store.truth().going().map(|rollout| (rollout.state, rollout.kind));
-            match going {
+            let going = self.store.truth().going();
+            // Nobody whom it was meant for is there: it stays open for as long as the operators like.
+            let is_idle = going.is_some_and(|own| own.batches.is_empty())
+                && self.now + SETTLES_WITHIN / 2 > until;
+            match going.map(|rollout| (rollout.state, rollout.kind)) {
+                Some(_) if is_idle => self.order(Order::Abort),
                 None => return Ok(()),
                 Some((State::Paused, _)) => self.order(Order::Resume),
                 Some((State::Halted, Kind::Release)) if self.random.one_in(2) => {
@@ -80,6 +90,26 @@ impl World {
         }
         let rollout = self.store.truth().going();
         Err(format!("a rollout neither ends nor halts: {rollout:?}"))
+    }
+
+    /// Nothing that is over keeps a permit.
+    fn check_permits_in_use(&self) -> Result<(), String> {
+        for (instance, permit) in &self.store.truth().open {
+            let host = self.hosts.iter().find(|host| host.name == *instance && !host.is_gone);
+            let agent = host.and_then(|host| host.agent.as_ref());
+            if agent.is_some_and(|agent| agent.report.is_some()) {
+                // What it tells is on its way.
+                continue;
+            }
+            let told = agent.and_then(|agent| agent.told.as_ref());
+            let is_over = |report: &towline_protocol::report::Report| {
+                !report.uses_permit && report.health == Health::Healthy && report.proven
+            };
+            if told.is_none_or(is_over) {
+                return Err(format!("{instance} keeps {permit:?} for nothing: {told:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn forget_the_dead(&mut self) {

@@ -73,6 +73,8 @@ pub(super) struct Agent {
     counter: u64,
     /// The coordinator that it speaks to.
     at: usize,
+    /// When it last went on to another one.
+    turned: Duration,
     /// The poll that is under way.
     poll: Option<u64>,
     seen: Option<String>,
@@ -179,6 +181,7 @@ impl World {
             wake: None,
             counter: 0,
             at,
+            turned: now,
             poll: None,
             seen: None,
             report: None,
@@ -321,7 +324,10 @@ impl World {
 
     /// Agents begin with the first address that they have; some are told another order of them.
     fn preferred_coordinator(&mut self) -> usize {
-        if self.random.one_in(8) { self.random.index(self.coordinators.len()) } else { 0 }
+        let all = 0..self.coordinators.len();
+        let known: Vec<usize> = all.filter(|at| !self.coordinators[*at].is_retired).collect();
+        let index = if self.random.one_in(8) { self.random.index(known.len()) } else { 0 };
+        known.get(index).copied().unwrap_or(0)
     }
 
     /// Polls: there is no other poll under way.
@@ -389,7 +395,7 @@ impl World {
 
     /// A request of this number has waited for long enough.
     pub(super) fn is_late(&mut self, index: usize, seq: u64) -> Result<(), String> {
-        let count = self.coordinators.len();
+        let (now, count) = (self.now, self.coordinators.len());
         let Some(agent) = &mut self.hosts[index].agent else { return Ok(()) };
         let is_poll = agent.poll.take_if(|poll| *poll == seq).is_some();
         let is_report = agent.report.as_ref().is_some_and(|report| report.seq == seq);
@@ -397,7 +403,10 @@ impl World {
         if !is_poll && !is_report && question.is_none() {
             return Ok(());
         }
-        agent.at = (agent.at + 1) % count;
+        if now > agent.turned + ANSWERED_WITHIN {
+            // Of several requests that wait for one coordinator, the first turns away from it.
+            (agent.at, agent.turned) = ((agent.at + 1) % count, now);
+        }
         if is_poll {
             self.poll(index);
         }

@@ -16,7 +16,7 @@ use towline_coordinator::store::{Commit, Outcome, Write};
 use towline_protocol::fleet::Permit;
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::policy::{OnFailure, Share};
-use towline_protocol::report::{Health, Report};
+use towline_protocol::report::{Health, Phase, Report};
 use towline_protocol::rollout::{Kind, Rollout, State};
 use towline_protocol::target::Target;
 
@@ -94,7 +94,7 @@ pub(super) fn has_taken(report: &Report, target: &Target) -> bool {
     serves
         && report.order == Some(target.order)
         && report.restart >= target.restart
-        && !report.uses_permit
+        && (!report.uses_permit || report.phase == Phase::Asking)
 }
 
 /// What stood in the store before a commit.

@@ -112,6 +112,9 @@ pub(super) struct Opened {
 /// Opens a store, or makes one where there is none, with `now_s` as its epoch.
 pub(super) fn open(path: &Path, now_s: u64) -> Result<Opened, StoreError> {
     let path = resolve(path)?;
+    if fs::metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+        return Err(StoreError::Foreign { path, found: "not a file" });
+    }
     let lock = Arc::new(Lock::take(&path)?);
     match fs::symlink_metadata(&path) {
         Ok(meta) => {
@@ -170,9 +173,6 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 fn identify(path: &Path) -> Result<(), StoreError> {
     let foreign = |found| StoreError::Foreign { path: path.to_owned(), found };
     let mut file = File::open(path).map_err(io("open", path))?;
-    if !file.metadata().map_err(io("read", path))?.is_file() {
-        return Err(foreign("not a file"));
-    }
     let mut header = [0; APPLICATION_ID_AT + 4];
     match file.read_exact(&mut header) {
         Ok(()) => {}

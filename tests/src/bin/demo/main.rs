@@ -1,4 +1,4 @@
-//! What `make demo` runs: an instance through an ordinary day and two bad ones, under load.
+//! What `make demo` runs: a fleet of six through a release, a bad one, and two bad days, under load.
 #![allow(clippy::print_stdout, reason = "it is here to be read")]
 
 use std::process::ExitCode;

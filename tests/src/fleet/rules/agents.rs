@@ -57,13 +57,15 @@ impl World {
         let host = &self.hosts[index];
         let Some(agent) = &host.agent else { return Ok(()) };
         let journal = agent.machine.journal();
-        if let (Some(leave), Some(_)) = (journal.leave, &journal.swap)
+        if let (Some(leave), Some(swap)) = (journal.leave, &journal.swap)
             && !host.is_excused
         {
+            let is_plain = swap.failed.is_none() && swap.from.is_some();
             let permit = self.store.truth().open.get(&host.name).map(|kept| &kept.value);
             match permit {
                 None => return Err(format!("{} swaps, and no permit is stored", host.name)),
-                Some(permit) if permit.seq != leave => {
+                // What asks for something newer, with a restore or a boot still owed, moves its permit.
+                Some(permit) if permit.seq < leave || (permit.seq > leave && is_plain) => {
                     let seq = permit.seq;
                     return Err(format!("{} swaps by {leave}, and {seq} is stored", host.name));
                 }

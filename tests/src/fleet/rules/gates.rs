@@ -182,7 +182,9 @@ fn check_gates(old: &Rollout, new: &Rollout, knowledge: &Knowledge) -> Result<()
         if own > own_max as usize || counted().count() > max.rollout as usize {
             return wrong("more have failed than are tolerated");
         }
-        if !batch.members.iter().any(|member| knowledge.taken.contains(member)) {
+        let is_healthy =
+            |member| knowledge.taken.contains(member) && !new.failures.contains_key(member);
+        if !batch.members.iter().any(is_healthy) {
             // Nobody is left in it: others have proven the revision, and there is nobody to refill it with.
             if new.batches[..index].is_empty() {
                 return wrong("nobody is healthy");

@@ -1,0 +1,450 @@
+//! What operators do: releases that are refused, the ways back, restarts, pauses, quarantine.
+
+use towline_protocol::api::{Code, ErrorBody};
+use towline_protocol::fleet::Quarantined;
+use towline_protocol::policy::{OnFailure, Policy};
+use towline_protocol::report::Health;
+use towline_protocol::rollout::{Kind, State};
+use towline_protocol::time::Timestamp;
+
+use super::world::{EPOCH, End, Fate, World, instance, policy, revision};
+use crate::records::key;
+use crate::rollout::operations::{self, ToInstance};
+
+const THREE: [&str; 3] = ["i-0a", "i-0b", "i-0c"];
+
+fn halting() -> Policy {
+    Policy { on_failure: OnFailure::Halt, ..policy(&[50]) }
+}
+
+fn three() -> World {
+    World::new(policy(&[50]), &THREE)
+}
+
+/// A release to `b` whose canary is open.
+fn begun(policy: Policy) -> World {
+    let mut world = World::new(policy, &THREE);
+    world.release('b').unwrap();
+    world.settle();
+    world
+}
+
+fn converged(world: &mut World, name: char) {
+    world.release(name).unwrap();
+    assert_eq!(world.run(), End::Rests);
+    assert_eq!(world.rollout().state, State::Converged);
+}
+
+fn halt(world: &mut World) {
+    let canary = world.first(0);
+    world.fails(&canary, "503");
+    world.settle();
+    assert_eq!(world.rollout().state, State::Halted);
+}
+
+fn refused(world: &mut World, name: char) -> ErrorBody {
+    let before = world.state().clone();
+    let error = world.release(name).unwrap_err();
+    assert_eq!(*world.state(), before, "nothing changed");
+    error
+}
+
+fn quarantine(world: &mut World, name: char) {
+    let mut group = world.state().record.clone().unwrap().value;
+    let reason = "503".to_owned();
+    group.quarantine.push(Quarantined { revision: revision(name), since: Timestamp(1), reason });
+    world.write(&key::group(&world.state().group.clone()), &group);
+}
+
+fn is_quarantined(world: &World, name: char) -> bool {
+    world.state().record.as_ref().unwrap().value.is_quarantined(&revision(name))
+}
+
+#[test]
+fn a_release_during_a_running_one_is_refused_with_what_to_do() {
+    let mut world = begun(policy(&[50]));
+    let error = refused(&mut world, 'c');
+    assert_eq!(error.code, Code::Conflict);
+    assert!(error.message.contains("(generation 2) is running"), "{}", error.message);
+    assert!(error.hint.unwrap().contains("towline rollout abort web"));
+    world.operate(operations::pause);
+    assert!(refused(&mut world, 'c').message.contains("is paused"));
+}
+
+#[test]
+fn a_release_replaces_a_halted_one() {
+    let mut world = begun(halting());
+    halt(&mut world);
+    world.release('c').unwrap();
+    let rollout = world.rollout();
+    assert_eq!((rollout.order().generation, rollout.state), (3, State::Running));
+    assert_eq!(rollout.target.fallback, Some(revision('a')));
+    assert_eq!(rollout.target.quarantine, [revision('b')], "the gate had found it to be bad");
+    assert!(is_quarantined(&world, 'b'));
+}
+
+#[test]
+fn the_same_revision_may_be_tried_again_in_a_later_generation() {
+    let mut world = begun(halting());
+    halt(&mut world);
+    world.release('b').unwrap();
+    assert!(world.line().starts_with("3 Release running: canary"), "{}", world.line());
+    assert!(!is_quarantined(&world, 'b'));
+}
+
+#[test]
+fn what_is_the_target_already_or_in_quarantine_is_refused() {
+    let mut world = three();
+    let error = refused(&mut world, 'a');
+    assert!(error.message.contains("is the target of web already"), "{}", error.message);
+    quarantine(&mut world, 'c');
+    let error = refused(&mut world, 'c');
+    assert!(error.message.contains("it is in quarantine: 503"), "{}", error.message);
+    assert!(error.hint.unwrap().contains("towline quarantine lift web ccccccc"));
+    world.operate(|state, _| operations::lift(state, &revision('c')));
+    world.release('c').unwrap();
+    assert!(operations::lift(world.state(), &revision('c')).is_err(), "lifted already");
+}
+
+#[test]
+fn selections_that_select_nothing_are_refused() {
+    let mut world = three();
+    let mut request = World::request('b');
+    request.without = vec![instance("i-0a")];
+    let error = world.release_as(&request).unwrap_err();
+    assert_eq!((error.code, error.field.as_deref()), (Code::Invalid, Some("without")));
+    request.without = vec![instance("i-ff")];
+    assert!(world.release_as(&request).unwrap_err().message.contains("is not known"));
+    request.without.clear();
+    request.only = Some("i-f*".to_owned().try_into().unwrap());
+    assert_eq!(world.release_as(&request).unwrap_err().field.as_deref(), Some("only"));
+}
+
+#[test]
+fn pause_stops_it_and_resume_goes_on() {
+    let mut world = begun(policy(&[50]));
+    world.operate(operations::pause);
+    assert_eq!(world.line(), "2 Release paused: paused by ada");
+    let again = operations::pause(world.state(), &world.act()).unwrap();
+    assert!(again.is_empty(), "it is paused already");
+    let canary = world.first(0);
+    world.takes(&canary, 'b');
+    world.pass_s(100_000);
+    assert_eq!(world.line(), "2 Release paused: paused by ada", "nothing passes meanwhile");
+    world.resume();
+    assert_eq!(world.line(), "2 Release running: canary bakes for another 60 s");
+    assert!(operations::resume(world.state(), world.now, &world.act()).unwrap().is_empty());
+}
+
+#[test]
+fn a_halted_rollout_is_resumed_in_spite_of_its_failures_and_not_paused() {
+    let mut world = begun(halting());
+    let canary = world.first(0);
+    halt(&mut world);
+    let error = operations::pause(world.state(), &world.act()).unwrap_err();
+    assert!(error.message.contains("stands already"), "{}", error.message);
+    world.resume();
+    assert!(world.line().starts_with("2 Release running: canary: 0 of 2 healthy"));
+    assert_eq!(world.rollout().culprit, None);
+    world.takes(&canary, 'b');
+    let other = world.members(0).into_iter().find(|name| *name != canary).unwrap();
+    assert_eq!(
+        world.line(),
+        format!("2 Release running: canary: 1 of 2 healthy; {other} has not heard of it")
+    );
+    world.takes(&other, 'b');
+    assert_eq!(world.line(), "2 Release running: canary bakes for another 60 s");
+}
+
+#[test]
+fn alone_an_instance_that_was_excused_passes_once_it_is_healthy() {
+    let mut world = World::new(halting(), &["i-0a"]);
+    world.release('b').unwrap();
+    world.settle();
+    halt(&mut world);
+    world.resume();
+    assert!(world.line().contains("nobody is left in canary"), "{}", world.line());
+    world.tell("i-0a", |told| (told.rejected, told.failure) = (false, None));
+    world.takes("i-0a", 'b');
+    world.settle();
+    world.pass_s(60);
+    assert_eq!(world.line(), "2 Release converged: its last gate has passed");
+}
+
+#[test]
+fn what_failed_before_a_resume_counts_no_more_and_what_fails_after_it_does() {
+    let mut world = begun(halting());
+    let canary = world.first(0);
+    halt(&mut world);
+    world.resume();
+    world.settle();
+    let other = world.members(0).into_iter().find(|name| *name != canary).unwrap();
+    world.fails(&other, "504");
+    assert!(world.line().contains("halted: canary failed: 1 failed, 0 tolerated"));
+}
+
+#[test]
+fn promote_skips_the_rest_of_the_bake_time_and_nothing_else() {
+    let mut world = begun(policy(&[50]));
+    world.operate(operations::promote);
+    assert!(world.line().starts_with("2 Release running: canary: 0 of 1 healthy"));
+    let canary = world.first(0);
+    world.takes(&canary, 'b');
+    assert!(world.line().starts_with("2 Release running: 50 %"), "{}", world.line());
+    let next = world.first(1);
+    world.takes(&next, 'b');
+    assert_eq!(world.line(), "2 Release running: 50 % bakes for another 30 s");
+    let mut empty = World::new(policy(&[50]), &[]);
+    empty.release('b').unwrap();
+    empty.settle();
+    assert!(operations::promote(empty.state(), &empty.act()).is_err(), "no batch is open");
+}
+
+#[test]
+fn a_gate_that_fails_takes_it_back_and_puts_the_revision_into_quarantine() {
+    let mut world = begun(policy(&[50]));
+    let canary = world.first(0);
+    world.fails(&canary, "503");
+    world.settle();
+    let target = &world.rollout().target;
+    assert_eq!((&target.revision, &target.not), (&Some(revision('a')), &None));
+    assert_eq!((target.order.generation, &target.quarantine[..]), (3, &[revision('b')][..]));
+    assert_eq!(world.rollout().kind, Kind::Rollback);
+    assert!(is_quarantined(&world, 'b'));
+    assert!(world.release('b').is_err());
+}
+
+#[test]
+fn what_failed_before_the_swap_is_not_put_into_quarantine() {
+    let mut world = begun(policy(&[50]));
+    world.pass_s(900);
+    assert!(world.line().starts_with("3 Rollback running"), "{}", world.line());
+    assert!(!is_quarantined(&world, 'b'));
+}
+
+#[test]
+fn abort_goes_back_and_judges_only_what_the_gate_found_to_be_bad() {
+    let mut world = begun(policy(&[50]));
+    world.operate(operations::abort);
+    assert_eq!(world.rollout().target.revision, Some(revision('a')));
+    assert!(!is_quarantined(&world, 'b'), "an operator's abort alone says nothing");
+
+    let mut world = begun(halting());
+    halt(&mut world);
+    world.operate(operations::abort);
+    assert!(is_quarantined(&world, 'b'));
+    assert_eq!(world.run(), End::Rests);
+    assert!(operations::abort(world.state(), &world.act()).is_err(), "none goes on");
+}
+
+#[test]
+fn a_revision_that_is_put_into_quarantine_on_its_way_goes_no_further() {
+    let mut world = begun(policy(&[50]));
+    quarantine(&mut world, 'b');
+    assert!(world.line().starts_with("3 Rollback running"), "{}", world.line());
+
+    let mut world = begun(halting());
+    quarantine(&mut world, 'b');
+    let line = world.line();
+    assert_eq!(line, "2 Release halted: the revision failed: it is in quarantine: 503");
+    world.resume();
+    assert_eq!(world.line(), line, "it has to be lifted first");
+    world.operate(|state, _| operations::lift(state, &revision('b')));
+    world.resume();
+    assert!(world.line().starts_with("2 Release running"), "{}", world.line());
+}
+
+#[test]
+fn the_fallback_is_fixed_when_the_target_is_written() {
+    let mut world = three();
+    converged(&mut world, 'b');
+    converged(&mut world, 'c');
+    assert_eq!(world.rollout().target.fallback, Some(revision('b')));
+    world.release('d').unwrap();
+    assert_eq!(world.rollout().target.fallback, Some(revision('c')));
+    quarantine(&mut world, 'c');
+    world.operate(operations::abort);
+    assert_eq!(
+        world.rollout().target.revision,
+        Some(revision('b')),
+        "unless it was put into quarantine since"
+    );
+}
+
+#[test]
+fn rollback_leads_away_from_what_runs_and_names_what_is_older() {
+    let mut world = three();
+    converged(&mut world, 'b');
+    converged(&mut world, 'c');
+    let mut back = world.clone();
+    back.operate(|state, act| operations::rollback(state, None, act));
+    let target = &back.rollout().target;
+    assert_eq!((&target.revision, &target.fallback), (&Some(revision('b')), &Some(revision('a'))));
+    assert_eq!(target.order.generation, 4);
+    back.operate(|state, act| operations::rollback(state, Some(&revision('a')), act));
+    assert_eq!(back.rollout().target.revision, Some(revision('a')), "also on the way");
+
+    let rollback = |to| operations::rollback(world.state(), Some(&revision(to)), &world.act());
+    assert!(rollback('c').unwrap_err().message.contains("is the target of web already"));
+    assert!(rollback('d').unwrap_err().message.contains("no rollout of web to it has converged"));
+    let alone = three();
+    let error = operations::rollback(alone.state(), None, &alone.act()).unwrap_err();
+    assert!(error.message.contains("no other group-proven revision"), "{}", error.message);
+}
+
+#[test]
+fn a_rollback_is_one_batch_without_a_canary_and_a_bake_time() {
+    let mut world = three();
+    converged(&mut world, 'b');
+    world.operate(|state, act| operations::rollback(state, None, act));
+    world.settle();
+    assert_eq!(world.batches(), [("rollback".to_owned(), THREE.map(str::to_owned).to_vec())]);
+    for name in THREE {
+        world.takes(name, 'a');
+    }
+    assert_eq!(world.line(), "4 Rollback converged: its last gate has passed".replace('4', "3"));
+}
+
+#[test]
+fn whoever_joins_a_rollback_on_what_is_being_left_is_not_kept_waiting() {
+    let mut world = three();
+    converged(&mut world, 'b');
+    world.operate(|state, act| operations::rollback(state, None, act));
+    world.settle();
+    world.join("i-0d", Some('b'));
+    world.settle();
+    assert_eq!(world.duty("i-0d"), towline_protocol::poll::Duty::Take);
+    assert!(world.ask("i-0d").permit.is_some());
+}
+
+#[test]
+fn restart_is_the_same_revision_and_a_higher_counter() {
+    let mut world = three();
+    world.operate(operations::restart);
+    let rollout = world.rollout();
+    assert_eq!((rollout.kind, rollout.is_proven), (Kind::Restart, true));
+    assert_eq!((rollout.target.restart, &rollout.target.revision), (1, &Some(revision('a'))));
+    assert!(operations::restart(world.state(), &world.act()).is_err(), "while one goes on");
+    world.settle();
+    let canary = world.first(0);
+    world.takes(&canary, 'a');
+    assert!(world.line().contains("0 of 1 healthy"), "it has not restarted yet");
+    world.tell(&canary, |told| told.restart = 1);
+    assert_eq!(world.line(), "2 Restart running: canary bakes for another 60 s");
+    assert_eq!(world.run(), End::Rests);
+    assert!(world.agents.values().all(|agent| agent.report.restart == 1));
+    world.release('b').unwrap();
+    assert_eq!(world.rollout().target.restart, 1, "the counter goes on");
+    let mut fresh = World::fresh(policy(&[50]), &THREE);
+    assert!(
+        operations::restart(fresh.state(), &fresh.act()).is_err(),
+        "there is nothing to restart"
+    );
+    fresh.release('b').unwrap();
+}
+
+#[test]
+fn a_restart_that_fails_halts() {
+    let mut world = three();
+    world.operate(operations::restart);
+    world.settle();
+    let canary = world.first(0);
+    world.fails(&canary, "503");
+    assert!(world.line().starts_with("2 Restart halted: canary failed"), "{}", world.line());
+    assert_eq!(world.rollout().culprit, None, "group-proven: never put into quarantine by itself");
+    world.operate(operations::abort);
+    assert!(!is_quarantined(&world, 'a'));
+}
+
+#[test]
+fn an_aborted_restart_restarts_nobody_else_and_the_next_one_restarts_all() {
+    let mut world = three();
+    world.operate(operations::restart);
+    world.settle();
+    let canary = world.first(0);
+    world.takes(&canary, 'a');
+    world.tell(&canary, |told| told.restart = 1);
+    world.operate(operations::abort);
+    let target = &world.rollout().target;
+    assert_eq!((target.restart, &target.revision), (0, &Some(revision('a'))));
+    assert_eq!(world.run(), End::Rests);
+    assert_eq!(world.agents[&instance(&canary)].report.restart, 1);
+    world.operate(operations::restart);
+    assert_eq!(world.rollout().target.restart, 2, "who has carried out 1 restarts as well");
+    world.run();
+    assert!(world.agents.values().all(|agent| agent.report.restart == 2));
+}
+
+#[test]
+fn a_counter_that_a_restored_store_does_not_know_is_not_given_out_again() {
+    let mut world = three();
+    world.tell("i-0b", |told| told.restart = 7);
+    world.operate(operations::restart);
+    assert_eq!(world.rollout().target.restart, 8);
+}
+
+#[test]
+fn rollback_during_a_restart_leaves_the_revision() {
+    let mut world = three();
+    converged(&mut world, 'b');
+    world.operate(operations::restart);
+    world.operate(|state, act| operations::rollback(state, None, act));
+    assert_eq!(world.rollout().target.revision, Some(revision('a')));
+}
+
+#[test]
+fn a_higher_epoch_is_taken_over_and_a_lower_one_is_not_and_generations_go_on() {
+    let mut world = three();
+    let order = |world: &World| (world.state().order().epoch, world.state().order().generation);
+    let raised = |world: &World, epoch| operations::Act { epoch, ..world.act() };
+    let release = |world: &mut World, name, epoch| {
+        let act = raised(world, epoch);
+        let draft =
+            operations::release(world.state(), &world.attendance, &World::request(name), &act);
+        assert!(world.commit(draft.unwrap()));
+        world.run();
+    };
+    release(&mut world, 'b', EPOCH - 1);
+    assert_eq!(order(&world), (EPOCH, 2));
+    release(&mut world, 'c', EPOCH + 1);
+    assert_eq!(order(&world), (EPOCH + 1, 3));
+    release(&mut world, 'd', EPOCH + 1);
+    assert_eq!(order(&world), (EPOCH + 1, 4));
+}
+
+#[test]
+fn a_released_revision_that_is_group_proven_halts_and_is_not_put_into_quarantine() {
+    let mut world = three();
+    converged(&mut world, 'b');
+    world.release('a').unwrap();
+    world.settle();
+    assert!(world.rollout().is_proven);
+    let canary = world.first(0);
+    world.fails(&canary, "503");
+    assert!(world.line().starts_with("3 Release halted"), "{}", world.line());
+    assert_eq!(world.rollout().culprit, None);
+}
+
+#[test]
+fn an_order_to_an_instance_is_the_next_number_also_after_its_record_was_lost() {
+    let mut world = three();
+    world.tell("i-0a", |told| told.orders.restart = 4);
+    world.operate(|state, _| operations::order(state, &instance("i-0a"), ToInstance::Restart));
+    world.operate(|state, _| operations::order(state, &instance("i-0a"), ToInstance::Retry));
+    let orders = world.state().member(&instance("i-0a")).unwrap().orders;
+    assert_eq!((orders.restart, orders.retry), (5, 1));
+    let unknown = operations::order(world.state(), &instance("i-ff"), ToInstance::Retry);
+    assert_eq!(unknown.unwrap_err().code, Code::NotFound);
+}
+
+#[test]
+fn a_release_that_everything_takes_is_proven_and_kept() {
+    let mut world = three();
+    world.agents.get_mut(&instance("i-0b")).unwrap().fate = Fate::Takes;
+    converged(&mut world, 'b');
+    let group = &world.state().record.as_ref().unwrap().value;
+    assert_eq!(group.proven, [revision('a'), revision('b')]);
+    assert_eq!(group.fallback(Some(&revision('b'))), Some(&revision('a')));
+    assert!(world.agents.values().all(|agent| agent.report.health == Health::Healthy));
+    assert!(world.has(&key::past(&world.state().group.clone(), 2)), "what has ended is kept");
+}
