@@ -40,6 +40,9 @@ use store::Store;
 /// How long polls hang; short, so that leases are.
 const WAIT_S: u32 = 5;
 
+/// How much may happen in one fleet; ten times of what does.
+const EVENTS_MAX: u64 = 400_000;
+
 /// How many lines of a trace are shown, unless all of it is asked for.
 const SHOWN_MAX: usize = 150;
 
@@ -118,6 +121,7 @@ pub struct World {
     due: BTreeMap<(Duration, u64), Due>,
     /// Counts whatever needs a number.
     number: u64,
+    events: u64,
     store: Store,
     coordinators: Vec<Coordinator>,
     hosts: Vec<Host>,
@@ -146,6 +150,7 @@ impl World {
             has_faults: true,
             due: BTreeMap::new(),
             number: 0,
+            events: 0,
             store: Store::default(),
             coordinators: Vec::new(),
             hosts: Vec::new(),
@@ -287,6 +292,10 @@ impl World {
 
     /// The next thing happens.
     fn advance(&mut self) -> Result<(), String> {
+        self.events += 1;
+        if self.events > EVENTS_MAX {
+            return Err("more happens than a fleet of this size should need".to_owned());
+        }
         let Some(((at, _), due)) = self.due.pop_first() else {
             return Err("nothing will ever happen again".to_owned());
         };
