@@ -40,6 +40,8 @@ pub(super) struct Host {
     /// Its permit was closed by an operator, or by its own goodbye, whatever it was used for: what it
     /// swaps from then on until the next permit is theirs.
     pub(super) is_excused: bool,
+    /// The question whose permit was given for an order to restart, and for nothing else.
+    pub(super) restarts_by: Option<u64>,
     /// The leave by which the last swap began.
     pub(super) begun: Option<u64>,
 }
@@ -120,6 +122,7 @@ impl Host {
             cut_until: Duration::ZERO,
             is_gone: false,
             is_excused: false,
+            restarts_by: None,
             begun: None,
         }
     }
