@@ -11,4 +11,5 @@ pub mod mount;
 pub mod origin;
 pub mod script;
 pub mod stage;
+pub mod wire;
 pub mod world;
