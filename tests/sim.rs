@@ -1,5 +1,6 @@
 //! The machine in a simulated world, one seed after another.
 
+use towline_tests::fleet;
 use towline_tests::world::World;
 
 /// One failing seed is one bug report: replay it with `TOWLINE_SIM_SEED=<seed>`.
@@ -18,3 +19,30 @@ fn an_instance_always_ends_on_a_good_release() {
         }
     }
 }
+
+/// Many instances, one or two coordinators, operators, and a network: 1,000 seeds, or as many as
+/// `TOWLINE_SIM_SEEDS` says. `TOWLINE_SIM_SEED=<seed>` replays one, and prints all that happens in it.
+#[test]
+fn a_fleet_keeps_its_promises_and_converges() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Some(seed) = number("TOWLINE_SIM_SEED") {
+        let mut world = fleet::World::new(seed, true);
+        let outcome = world.live(TROUBLES);
+        let trace = world.trace().join("\n");
+        assert!(outcome.is_ok(), "{trace}\nseed {seed}: {}", outcome.unwrap_err());
+        return;
+    }
+    let seeds = number("TOWLINE_SIM_SEEDS").unwrap_or(1_000);
+    for seed in 0..seeds {
+        if fleet::World::new(seed, false).live(TROUBLES).is_err() {
+            // The same again, with what led there.
+            let broken = fleet::World::new(seed, true).live(TROUBLES).unwrap_err();
+            panic!(
+                "seed {seed}: {broken}\n  replay: TOWLINE_SIM_SEED={seed} cargo test --test sim"
+            );
+        }
+    }
+}
+
+/// How much trouble a fleet has.
+const TROUBLES: usize = 60;

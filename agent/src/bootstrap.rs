@@ -24,7 +24,7 @@ use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, RunAs};
 use crate::release::state::{Leaving, boot_id};
 use crate::release::{DiskError, Store};
-use crate::shell::{Shell, Tools, answers, finder, look};
+use crate::shell::{Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
@@ -190,6 +190,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         before: RefCell::new(None),
         // A reload that the last run asked for may still be under way.
         is_unsettled: Cell::new(journal.swap.is_some()),
+        saying: Saying::default(),
         is_lost: Cell::new(false),
     });
     let found = survey(&tools).await?;

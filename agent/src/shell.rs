@@ -23,7 +23,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::report::{Cause, Evidence, Phase, Report};
+use towline_protocol::poll::FailureLog;
+use towline_protocol::report::{Cause, Evidence, Health, Phase, Report};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::config::{Config, Keep};
@@ -41,10 +42,12 @@ use crate::source::{Said, Source, Told};
 mod activate;
 mod prepare;
 mod probe;
+mod saying;
 mod watch;
 
 pub(crate) use activate::{finder, look};
 pub(crate) use probe::answers;
+pub(crate) use saying::Saying;
 
 /// What the shell's tasks work with.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub struct Tools {
     pub(crate) before: RefCell<Option<manager::Snapshot>>,
     /// May a reload still be under way, of which nothing is known?
     pub(crate) is_unsettled: Cell<bool>,
+    /// What the task that runs has to tell people.
+    pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
     pub(crate) is_lost: Cell<bool>,
 }
@@ -114,6 +119,11 @@ pub struct Shell {
     gone: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// Does the task that runs leave alone what serves?
     is_beside: bool,
+    /// The release that the task that runs is about.
+    about: Option<Revision>,
+    /// To be told with the next report.
+    note: Option<String>,
+    log: Option<FailureLog>,
     last: Option<Report>,
     _lock: Lock,
 }
@@ -137,6 +147,9 @@ impl Shell {
             task: None,
             gone: None,
             is_beside: false,
+            about: None,
+            note: None,
+            log: None,
             last: None,
             _lock: lock,
         }
@@ -173,6 +186,7 @@ impl Shell {
                 () = stop.cancelled() => return self.stopped(is_going_down(Path::new("/run"))).await,
                 outcome = ended(&mut self.task) => {
                     let id = self.task.take().map_or(0, |(id, _, _)| id);
+                    self.collect(&outcome);
                     Event::Done(id, outcome)
                 }
                 said = self.source.next() => {
@@ -211,6 +225,26 @@ impl Shell {
         }
         info!("stopped");
         End::Stopped
+    }
+
+    /// Takes what the task that has ended has to tell people.
+    fn collect(&mut self, outcome: &Outcome) {
+        let saying = &self.tools.saying;
+        if let Some(note) = saying.take_note() {
+            self.note = Some(note);
+        }
+        let (Outcome::Failed(_, detail), Some(revision)) = (outcome, self.about.clone()) else {
+            return;
+        };
+        let log = saying.take_log(revision, detail);
+        // A look that fails again says what the last one did.
+        let is_told = self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.health == Health::Unhealthy && last.phase == Phase::Idle);
+        if !is_told {
+            self.log = Some(log);
+        }
     }
 
     /// Has `towline-agent goodbye` been run? Then what is under way ends, and nothing more begins.
@@ -288,6 +322,15 @@ impl Shell {
         }
         let stop = CancellationToken::new();
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
+        self.tools.saying.clear();
+        self.about = match &task {
+            Task::Prepare { revision, .. }
+            | Task::Activate { to: revision, .. }
+            | Task::Prove(revision)
+            | Task::Probe(revision, _)
+            | Task::Check(revision, _) => Some(revision.clone()),
+            Task::Ask(_) | Task::Journal(_) => None,
+        };
         let mut asked = None;
         let running: Running = match task {
             Task::Prepare { revision, unless_like } => {
@@ -363,7 +406,8 @@ impl Shell {
             let evidence = report.evidence.map(Evidence::as_str);
             info!(revision = serving, health = report.health.as_str(), evidence, "serving");
         }
-        self.source.tell(Told { report: report.clone(), note: None, log: None });
+        let (note, log) = (self.note.take(), self.log.take());
+        self.source.tell(Told { report: report.clone(), note, log });
         let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
         if let Err(error) = self.tools.store.write_status(&status) {
             warn!(error = errors::chain(&error), hint = error.hint(), "could not write the status");

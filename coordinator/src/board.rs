@@ -168,11 +168,15 @@ impl Board {
     /// Something of a group changed, or somebody has fallen silent: polls are answered.
     pub fn refresh(&mut self, group: &Group) {
         let attendance = self.attendance(group);
+        let (up, lease) = (self.uptime.up(), self.lease);
         match self.records.group(group) {
             Some(state) => {
                 self.hub.refresh(state, &attendance);
                 if let Some(heard) = self.heard.get_mut(group) {
-                    heard.retain(|instance, _| state.instances.contains_key(instance));
+                    // Whoever has just polled for the first time is not in the records yet.
+                    heard.retain(|instance, heard| {
+                        state.instances.contains_key(instance) || up.saturating_sub(*heard) <= lease
+                    });
                 }
             }
             None => {

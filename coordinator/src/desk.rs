@@ -449,7 +449,7 @@ impl State {
 
 fn refusal(error: StoreError) -> ErrorBody {
     error!(error = chain(&error), "the store could not be used");
-    let hint = error.hint().map(Into::into);
+    let hint = error.hint();
     let message = format!("the coordinator could not use its store: {error}");
     ErrorBody { code: Code::Unavailable, message, hint, field: None }
 }

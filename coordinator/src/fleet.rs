@@ -63,10 +63,12 @@ impl Attendance {
 /// health window, with nothing under way that might end that?
 #[must_use]
 pub fn has_taken(report: &Report, target: &Target) -> bool {
+    // A question alone ends nothing: one for an order to this instance may be asked for hours.
+    let is_under_way = report.uses_permit && report.phase != Phase::Asking;
     report.order == Some(target.order)
         && report.health == Health::Healthy
         && (report.proven || report.adopted)
-        && !report.uses_permit
+        && !is_under_way
         && report.restart >= target.restart
         && serves(report, target)
 }

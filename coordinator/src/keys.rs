@@ -143,7 +143,7 @@ fn unavailable(error: &StoreError) -> ErrorBody {
     ErrorBody {
         code: Code::Unavailable,
         message: format!("the coordinator could not use its store: {}", chain(error)),
-        hint: error.hint().map(Into::into),
+        hint: error.hint(),
         field: None,
     }
 }

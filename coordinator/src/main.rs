@@ -117,7 +117,7 @@ fn complain(error: &dyn Error, hint: Option<String>, code: u8) -> ExitCode {
 
 fn refuse(error: &StoreError) -> ExitCode {
     let code = if error.is_temporary() { TRY_LATER } else { FAILED };
-    complain(error, error.hint().map(Into::into), code)
+    complain(error, error.hint(), code)
 }
 
 fn start_log(log: Option<Log>) {

@@ -201,7 +201,8 @@ impl Mirror {
     /// Is this commit part of the branch's history, as the origin has it now? `false` where it is not
     /// known at all.
     ///
-    /// Fetches, unless a fetch that succeeded began in the last 30 seconds and brought the branch.
+    /// Fetches, unless a fetch that succeeded began in the last 30 seconds and brought the commit: a no is
+    /// always a fresh one.
     ///
     /// # Errors
     ///
@@ -219,9 +220,9 @@ impl Mirror {
         let repository = self.repository(url)?;
         repository.refresh(Wanted::Good(BRANCH_AGE_MAX)).await?;
         match repository.is_below(revision, branch).await {
-            // It may have been made since.
-            Ok(None) | Err(MirrorError::Broken { .. }) => {}
-            Ok(Some(is_on)) => return Ok(is_on),
+            Ok(Some(true)) => return Ok(true),
+            // Branch or commit may have been pushed since: a no is asked for anew.
+            Ok(Some(false) | None) | Err(MirrorError::Broken { .. }) => {}
             Err(error) => return Err(error),
         }
         repository.refresh(Wanted::Since(asked)).await?;
@@ -628,6 +629,10 @@ mod tests {
         world.git(&["branch", "late", base.as_str()], "");
         assert!(mirror.is_on_branch(url, &base, "late").await.unwrap());
 
+        // Pushed a moment after the last fetch, and released at once.
+        world.git(&["update-ref", "refs/heads/late", merge.as_str()], "");
+        assert!(mirror.is_on_branch(url, &merge, "late").await.unwrap(), "a no is a fresh one");
+
         // Pushed by force, and one branch in the place of a folder of branches.
         world.git(&["update-ref", "refs/heads/main", left.as_str()], "");
         world.git(&["branch", "-D", "side"], "");
@@ -989,7 +994,7 @@ mod tests {
             ("git@git.example:acme/web.git", false),
         ] {
             let error = mirror.refresh(url, NOW).await.unwrap_err();
-            let said = format!("{} {:?} {error:?}", cause(&error), error.hint());
+            let said = format!("{} {:?} {error:?} {mirror:?}", cause(&error), error.hint());
             assert!(!said.contains("hunter2") && !said.contains(encoded), "{said}");
             let seen = fs::read_to_string(&seen).unwrap();
             assert_eq!(seen.contains(encoded), gets, "{url}");

@@ -272,10 +272,12 @@ fn refill(
         next.note(now.at, format!("gate: {name} passed: nobody is left to wait for"));
         return Decision::Step(Box::new(next));
     }
-    Decision::Wait {
-        within: None,
-        reason: format!("nobody is left in {name}: it waits for an instance that can take it"),
+    let reason = format!("nobody is left in {name}: it waits for an instance that can take it");
+    if state.members().next().is_none() {
+        // A group that is empty may stay so for as long as it likes.
+        return Decision::Wait { within: None, reason };
     }
+    wait(state, rollout, &[], attendance, now, None, reason)
 }
 
 /// Too much failed, in `name`. `shared`: why it may not be the rollout's fault.
@@ -325,6 +327,7 @@ fn wait(
     let index = open_batch(rollout);
     if let Some(index) = index
         && rollout.batches[index].bakes_ms.is_some()
+        && gate::healthy(standings) > 0
         && standings.iter().all(Standing::is_settled)
     {
         return Decision::Wait { within, reason };

@@ -71,8 +71,8 @@ impl RunError {
                 "name a directory that it may write with --data, or run it as another user"
                     .to_owned(),
             ),
-            RunError::Store(error) => error.hint().map(Into::into),
-            RunError::Desk(DeskError::Store(error)) => error.hint().map(Into::into),
+            RunError::Store(error) => error.hint(),
+            RunError::Desk(DeskError::Store(error)) => error.hint(),
             RunError::Desk(DeskError::Record(_)) => Some(
                 "run the newer coordinator that wrote it, or restore a backup and raise the epoch"
                     .to_owned(),

@@ -4,11 +4,13 @@
 pub mod app;
 pub mod cluster;
 pub mod contained;
+pub mod fleet;
 pub mod gateway;
 pub mod host;
 pub mod load;
 pub mod mount;
 pub mod origin;
+pub mod random;
 pub mod script;
 pub mod stage;
 pub mod wire;

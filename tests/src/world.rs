@@ -8,38 +8,20 @@ use towline_agent::journal::Journal;
 use towline_agent::machine::{
     Effect, Event, Found, How, Leave, Machine, Outcome, Policy, Task, TaskId,
 };
-use towline_protocol::ids::{Order, Revision};
-use towline_protocol::poll::Word;
+use towline_protocol::ids::Revision;
 use towline_protocol::report::{Phase, Report};
 use towline_protocol::target::Target;
 
+use crate::random::Random;
+
 mod rules;
+mod source;
 mod tasks;
+
+use source::Says;
 
 /// When the shell ends a preparing that hangs.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(600);
-
-/// `SplitMix64`: enough randomness for schedules, and no dependency whose next version reorders them.
-#[derive(Debug)]
-pub struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// What a revision is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +63,7 @@ pub struct World {
     told: Option<Report>,
     /// Until when the task that runs hangs.
     hangs: Option<Duration>,
-    /// The leave that was given and not used yet.
-    leave: Option<Order>,
+    says: Says,
     /// Is the journal on disk older than the agent's, because a write failed?
     is_behind: bool,
     /// Did anything serve when the agent started?
@@ -123,7 +104,7 @@ impl World {
     /// An instance on which no agent has ever run; its image may hold a release.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let journal = Journal::new("i-sim".parse().expect("a valid name"));
         // The release that an image may hold.
         let baked: Revision = "b".repeat(40).parse().expect("40 digits");
@@ -152,7 +133,7 @@ impl World {
             wake: None,
             told: None,
             hangs: None,
-            leave: None,
+            says: Says::new(),
             is_behind: false,
             found_running: is_running,
             is_full: false,
@@ -188,7 +169,7 @@ impl World {
 
     fn troubled(&mut self, rounds: usize) -> Result<(), String> {
         for _ in 0..rounds {
-            match self.random.below(15) {
+            match self.random.below(16) {
                 0 => {
                     self.move_target();
                     self.hear()?;
@@ -211,6 +192,7 @@ impl World {
                     }
                 }
                 5 => self.hear()?,
+                9 => self.shift()?,
                 6 => self.is_stuck = self.random.one_in(3),
                 7 => self.disturb()?,
                 // The app ends while the agent has nothing to do with it.
@@ -236,6 +218,7 @@ impl World {
     /// otherwise something good if there is any.
     fn quiet(&mut self) -> Result<(), String> {
         self.has_faults = false;
+        self.open_up();
         self.is_stuck = false;
         if self.random.one_in(3) {
             // A newer target in the first moment of an agent that was just killed.
@@ -339,33 +322,6 @@ impl World {
         self.set_target(revision, fallback, more);
     }
 
-    fn set_target(&mut self, revision: Revision, fallback: Option<Revision>, more: u64) {
-        let last = self.target.as_ref().map_or((0, 0), |t| (t.order.generation, t.restart));
-        self.target = Some(Target {
-            version: 1,
-            group: policy().group,
-            order: Order { epoch: 1, generation: last.0 + 1 },
-            revision: Some(revision),
-            not: None,
-            fallback,
-            quarantine: Vec::new(),
-            restart: last.1 + more,
-        });
-    }
-
-    fn hear(&mut self) -> Result<(), String> {
-        match self.target.clone() {
-            Some(target) => {
-                // What was counted before an instance hears of its group was not meant for it.
-                if self.machine.journal().target.is_none() {
-                    self.started_for = self.started_for.max(target.restart);
-                }
-                self.step(Event::Told(Word::of_target(target)))
-            }
-            None => self.step(Event::Objected("there is no file".to_owned())),
-        }
-    }
-
     /// What was cancelled answers all the same, or the clock wakes before its time.
     fn disturb(&mut self) -> Result<(), String> {
         if let Some(id) = self.cancelled.pop() {
@@ -376,7 +332,8 @@ impl World {
             };
             return self.step(Event::Done(id, answer));
         }
-        let is_waiting = self.told.as_ref().is_some_and(|told| told.phase == Phase::Waiting);
+        let told = self.told.as_ref().filter(|_| self.task.is_none());
+        let is_waiting = told.is_some_and(|told| told.phase == Phase::Waiting);
         let crashes = self.crashes;
         if let Some(due) = self.wake.take_if(|due| is_waiting && self.now < *due) {
             self.step(Event::Woke)?;
@@ -386,23 +343,6 @@ impl World {
             {
                 return Err(format!("woken before {due:?}, it forgets that"));
             }
-        }
-        Ok(())
-    }
-
-    /// The source names what must not be followed.
-    fn mislead(&mut self) -> Result<(), String> {
-        let Some(mut target) = self.target.clone() else {
-            return self.step(Event::Objected("there is no file".to_owned()));
-        };
-        match self.random.below(3) {
-            0 => target.order.generation = target.order.generation.saturating_sub(1),
-            1 => target.restart += 1,
-            _ => return self.step(Event::Objected("it does not parse".to_owned())),
-        }
-        // Only what was heard before can be told from it.
-        if self.machine.journal().target == self.target {
-            self.step(Event::Told(Word::of_target(target)))?;
         }
         Ok(())
     }
@@ -419,7 +359,7 @@ impl World {
         self.wake = None;
         self.told = None;
         // A swap whose journal stands was given leave.
-        self.leave = None;
+        self.next_run();
         self.is_behind = false;
         self.now = Duration::ZERO;
         // A boot that was interrupted is still a boot: nothing served before it.

@@ -50,8 +50,10 @@ impl Machine {
 
     /// What a restart of the app that was ordered of this instance aims at: what serves.
     fn restart_ordered(&self) -> Option<Aim> {
-        let serves = self.live.is_running && self.journal.target.is_some() && self.has_ordered();
-        let live = self.live.revision.clone().filter(|_| serves)?;
+        // Where nothing good serves, the way out comes first.
+        let serves = self.live.is_running && self.journal.swap.is_none();
+        let is_due = self.journal.target.is_some() && self.has_ordered();
+        let live = self.live.revision.clone().filter(|_| serves && is_due)?;
         let ordered = self.hint.orders.restart;
         Some(Aim { restart: self.journal.restart, ordered, ..self.aim(live) })
     }

@@ -19,7 +19,7 @@ use super::{
     Aim, Effect, How, Leave, Live, Machine, Outcome, Owed, RESUMES_MAX, Retry, State, Step, Task,
     Window,
 };
-use crate::journal::Swap;
+use crate::journal::{self, Swap};
 
 /// How often what served before is tried to be made live before the ladder is climbed for anything
 /// else that may serve.
@@ -226,7 +226,14 @@ impl Machine {
     pub(super) fn settle_leave(&mut self) -> bool {
         let is_healthy = self.live.health == Some(Health::Healthy);
         let is_good = self.live.revision.as_ref().is_some_and(|live| self.journal.is_proven(live));
-        is_healthy && is_good && self.journal.swap.is_none() && self.journal.leave.take().is_some()
+        let is_over = is_healthy && is_good && self.journal.swap.is_none();
+        if !is_over || self.journal.leave.take().is_none() {
+            return false;
+        }
+        // What earlier runs asked besides can be told from it by now.
+        let earlier = self.journal.run.wrapping_shl(journal::RUN_SHIFT);
+        self.renounced = self.renounced.max(earlier);
+        true
     }
 
     fn live_failed(
@@ -384,11 +391,13 @@ impl Machine {
     /// Is there a newer target than the one whose failure could not be undone?
     pub(super) fn has_better(&self, swap: &Swap) -> bool {
         let order = self.order();
+        // A restart that failed says nothing against the target of its own generation, if that is another.
+        let is_restart = swap.from.as_ref() == Some(&swap.to);
         // One that names no revision is satisfied by what served before, or by the ladder.
         let target = self.journal.target.as_ref().and_then(|target| target.revision.as_ref());
         target.is_some_and(|target| {
             self.duty() == Duty::Take
-                && order > swap.order
+                && (order > swap.order || (is_restart && order == swap.order))
                 && swap.from.as_ref() != Some(target)
                 && self.journal.rejection(order, target).is_none()
                 && !self.is_refused(target)

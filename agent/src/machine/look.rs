@@ -165,7 +165,7 @@ impl Machine {
         }
         match back {
             Some(State::Waiting { retry, attempt, until })
-                if !is_boot && self.is_due(&retry) && !self.has_ordered() =>
+                if !is_boot && self.is_due(&retry) && !self.is_ordered_besides(&retry) =>
             {
                 match retry {
                     // That word came during the look.
@@ -175,6 +175,15 @@ impl Machine {
             }
             _ => self.consider(effects),
         }
+    }
+
+    /// Is a restart of the app ordered that `retry` does not wait for?
+    fn is_ordered_besides(&self, retry: &Retry) -> bool {
+        let ordered = match retry {
+            Retry::Ask { aim, .. } => aim.ordered,
+            _ => 0,
+        };
+        self.has_ordered() && ordered < self.hint.orders.restart
     }
 
     /// Is there a proven release on disk besides the live one?

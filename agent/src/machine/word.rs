@@ -182,7 +182,10 @@ impl Machine {
                 self.stop(effects);
                 self.consider(effects);
             }
-            State::Waiting { retry, .. } if !self.is_due(&retry) || self.has_ordered() => {
+            // A restore that is owed, or a swap that was found half done, comes before any order.
+            State::Waiting { retry: retry @ (Retry::Prepare(_) | Retry::Ask { .. }), .. }
+                if !self.is_due(&retry) || self.has_ordered() =>
+            {
                 self.consider(effects);
             }
             // Once something is prepared, journalled, or looked at, the duty is looked at again.

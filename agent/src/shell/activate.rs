@@ -194,14 +194,19 @@ pub(super) async fn activate(
             };
         }
     };
+    let pid = running.own.as_ref().map(Process::pid);
     match work.perform(running).await {
         Ok((how, done)) => {
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(revision = %to, manager = done, elapsed_ms, "activated");
+            let by = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+            let elapsed_s = started.elapsed().as_secs_f64();
+            tools.saying.note(format!("{done}{by} in {elapsed_s:.1} s"));
             Outcome::Activated(how)
         }
         Err(detail) => {
             if !stop.is_cancelled() {
+                tools.saying.app(&tools.store.app_log());
                 warn!(revision = %to, error = detail, log = app_log(&tools), "could not activate");
             }
             Outcome::Failed(Cause::Activate, detail)
@@ -308,6 +313,7 @@ impl<'a> Work<'a> {
             return Err("stopped".to_owned());
         }
         self.tools.is_unsettled.set(true);
+        self.tools.saying.mark(&self.tools.store.app_log());
         let before = match &running.own {
             Some(process) => Snapshot::take(process).await,
             None => Snapshot::nothing(),
@@ -389,7 +395,10 @@ impl<'a> Work<'a> {
                     remains: Remains::Leave,
                 };
                 let ran = process::run(&job, self.stop).await;
-                ran.map(|_| true).map_err(|error| hinted(&error, error.hint()))
+                ran.map(|_| true).map_err(|error| {
+                    self.tools.saying.part("reload", error.log().unwrap_or_default());
+                    hinted(&error, error.hint())
+                })
             }
         }
     }
@@ -489,7 +498,10 @@ impl<'a> Work<'a> {
         let log = store.app_log();
         let launched =
             process::launch(&self.recipe.manager.start, &store.current(), run_as, &log).await;
-        launched.map_err(|error| hinted(&error, error.hint()))
+        launched.map_err(|error| {
+            self.tools.saying.part("start", error.log().unwrap_or_default());
+            hinted(&error, error.hint())
+        })
     }
 }
 
@@ -516,11 +528,14 @@ pub(super) async fn prove(
             tools.is_unsettled.set(false);
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(%revision, evidence = evidence.as_str(), elapsed_ms, "workers replaced");
+            let (elapsed_s, shown) = (started.elapsed().as_secs_f64(), evidence.as_str());
+            tools.saying.note(format!("all workers new in {elapsed_s:.1} s ({shown})"));
             Outcome::Proved(evidence)
         }
         Err(error) => {
             let detail = hinted(&error, error.hint());
             if !stop.is_cancelled() {
+                tools.saying.app(&tools.store.app_log());
                 warn!(%revision, error = detail, log = app_log(&tools), "workers not replaced");
             }
             if matches!(error, ProveError::Crashing { .. }) {

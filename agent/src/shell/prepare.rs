@@ -12,6 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -152,7 +153,9 @@ pub(super) async fn prepare(
         },
         Err(error) => {
             if !stop.is_cancelled() {
-                let output = error.output().map(|text| shown::ends(text, OUTPUT_LINES));
+                let output = error.output();
+                tools.saying.part("install", output.unwrap_or_default());
+                let output = output.map(|text| shown::ends(text, OUTPUT_LINES));
                 warn!(
                     %revision,
                     error = error::chain(&error),
@@ -197,6 +200,9 @@ impl Work<'_> {
         let mut marker = Marker::new(self.revision.clone(), plan.subtree.clone(), text);
         let live = unless_like.and_then(|live| store.marker(&live));
         if live.is_some_and(|live| live.is_like(&marker)) {
+            self.tools
+                .saying
+                .note("same subtree and recipe as what serves: nothing to swap".into());
             info!(revision = %self.revision, "same subtree and recipe as the live release: nothing to swap");
             return Ok(true);
         }
@@ -213,6 +219,13 @@ impl Work<'_> {
         spawn_blocking(move || own.complete_release(&staged, &release, barrier)).await??;
         let elapsed_ms = elapsed_ms(started);
         let revision = self.revision;
+        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+        self.tools.saying.note(format!(
+            "fetch {:.1} s, {entries} files written in {:.1} s, install {install}; prepared in {:.1} s",
+            seconds(fetch_ms),
+            seconds(write_ms),
+            seconds(elapsed_ms)
+        ));
         info!(%revision, entries, fetch_ms, write_ms, install, elapsed_ms, "prepared");
         Ok(false)
     }

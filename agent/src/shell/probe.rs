@@ -176,6 +176,7 @@ impl<'a> Probing<'a> {
                     if self.window == Window::Full {
                         let window_s = health.healthy_for.as_secs_f64();
                         info!(revision = %self.revision, window_s, "healthy through its window");
+                        self.tools.saying.note(format!("healthy through {window_s} s"));
                     }
                     return Outcome::Healthy { served };
                 }
@@ -212,6 +213,8 @@ impl<'a> Probing<'a> {
 
     /// `is_news`: what fails a look comes every minute, and is told when it changes.
     fn failed(&self, cause: Cause, detail: String, is_news: bool) -> Outcome {
+        self.tools.saying.part("health", &detail);
+        self.tools.saying.app(&self.tools.store.app_log());
         if is_news {
             let log = activate::app_log(self.tools);
             warn!(revision = %self.revision, error = detail, log, "unhealthy");

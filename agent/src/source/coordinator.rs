@@ -224,9 +224,8 @@ fn secret(config: &config::Coordinator) -> Result<Option<Bearer>, CoordinatorErr
 async fn ask(link: &Link, seq: u64, order: Order, started: Instant) -> Outcome {
     let (group, instance) = (link.group.clone(), link.instance.clone());
     let question = Question { version: VERSION, group, instance, seq, order };
-    let sent = started.elapsed();
-    let answer: Result<Option<Permission>, _> =
-        link.call(link.at(), "permit", &question, DEADLINE).await;
+    let (sent, at) = (started.elapsed(), link.at());
+    let answer: Result<Option<Permission>, _> = link.call(at, "permit", &question, DEADLINE).await;
     match answer {
         Ok(Some(Permission { permit: Some(permit), valid_s, .. })) => {
             info!(generation = order.generation, permit, valid_s, "leave to swap");
@@ -239,6 +238,8 @@ async fn ask(link: &Link, seq: u64, order: Order, started: Instant) -> Outcome {
             Outcome::Denied
         }
         Err(error) => {
+            // The poll that is parked there may not know yet.
+            link.leave(at);
             let detail = error::chain(&error);
             warn!(generation = order.generation, error = detail, "asked for leave in vain");
             Outcome::Failed(Cause::Fetch, detail)

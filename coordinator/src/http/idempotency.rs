@@ -291,3 +291,19 @@ pub async fn sweep(desk: &Desk) -> Result<usize, ErrorBody> {
     }
     Ok(over.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_of_one_key_are_not_worked_on_at_once() {
+        let under_way = UnderWay::default();
+        let first = under_way.hold("once/open/a").unwrap();
+        let refused = under_way.hold("once/open/a").err().expect("somebody has it");
+        assert_eq!(refused.0.code, Code::Unavailable, "to be tried again");
+        assert!(under_way.hold("once/open/b").is_ok(), "another key is free");
+        drop(first);
+        assert!(under_way.hold("once/open/a").is_ok());
+    }
+}

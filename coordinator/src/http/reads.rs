@@ -121,7 +121,8 @@ impl Api {
 fn next(look: &Look<'_>, past: &Rollout) -> Option<u64> {
     let (order, now) = (past.order(), look.state.order());
     let took = matches!(past.state, Stands::Aborted | Stands::Replaced);
-    let is_later = now.epoch == order.epoch && now.generation > order.generation;
+    // Generations go on when the epoch is raised.
+    let is_later = now.generation > order.generation;
     (took && is_later).then_some(order.generation + 1)
 }
 

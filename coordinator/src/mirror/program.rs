@@ -5,6 +5,7 @@
 //! replaced objects, unchecked objects, other transports, hooks, housekeeping in the background.
 
 use std::any::Any;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +64,6 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// The program, its surroundings, and what it may be given.
-#[derive(Debug)]
 pub(super) struct Git {
     program: PathBuf,
     home: PathBuf,
@@ -74,6 +74,13 @@ pub(super) struct Git {
     secrets: Vec<String>,
     fetch_timeout: Duration,
     is_checked: OnceCell<()>,
+}
+
+impl fmt::Debug for Git {
+    /// Without what must not be shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Git").field("program", &self.program).finish_non_exhaustive()
+    }
 }
 
 /// One run of git.

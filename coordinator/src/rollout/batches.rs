@@ -95,6 +95,9 @@ fn is_placed(rollout: &Rollout, instance: &Instance) -> bool {
 }
 
 /// Chooses so many: those who are there, and well, first.
+///
+/// Where as many are unavailable as may be, whoever is well would wait for those who are not, and they for
+/// their batch: then those who are there and not well go first, because their swap costs nothing.
 fn pick(
     state: &GroupState,
     rollout: &Rollout,
@@ -102,6 +105,8 @@ fn pick(
     whom: Whom,
     attendance: &Attendance,
 ) -> BTreeSet<Instance> {
+    let budget = fleet::budget(state, attendance);
+    let is_spent = budget.used >= budget.max;
     let mut candidates: Vec<_> = universe(state, rollout)
         .filter(|record| {
             let instance = &record.instance;
@@ -118,7 +123,7 @@ fn pick(
             let serves = report.is_some_and(|report| fleet::serves(report, &rollout.target));
             let is_away = attendance.of(&record.instance) != Presence::Here;
             let place = place(&record.instance, rollout);
-            ((is_away, !fleet::is_healthy(record), serves, place), &record.instance)
+            ((is_away, fleet::is_healthy(record) == is_spent, serves, place), &record.instance)
         })
         .collect();
     candidates.sort();

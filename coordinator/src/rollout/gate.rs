@@ -175,9 +175,13 @@ fn whereabouts(report: Option<&Report>, rollout: &Rollout) -> String {
     .to_owned()
 }
 
-/// The failure that it tells of, where it belongs to this rollout.
+/// The failure that it tells of, where it belongs to this rollout: what fails on a lower rung of a boot's
+/// ladder fails for the same target, and says nothing about its revision.
 fn of_this<'a>(report: &'a Report, rollout: &Rollout) -> Option<&'a Failure> {
-    report.failure.as_ref().filter(|failure| failure.order == Some(rollout.order()))
+    report.failure.as_ref().filter(|failure| {
+        failure.order == Some(rollout.order())
+            && rollout.revision().is_none_or(|revision| *revision == failure.revision)
+    })
 }
 
 /// Has it failed, and does that say something against the revision?
@@ -307,14 +311,17 @@ pub fn is_swapping(
 
 /// Has it made the release ready, so that only leave to swap is missing?
 fn is_prepared(report: &Report, rollout: &Rollout) -> bool {
-    match report.phase {
-        _ if report.prepared => true,
-        Phase::Starting | Phase::Preparing | Phase::Idle => report.uses_permit,
-        Phase::Waiting => of_this(report, rollout).is_none(),
-        Phase::Asking | Phase::Activating | Phase::Proving | Phase::Probing | Phase::Restoring => {
-            true
+    // It looks at what serves from time to time while it waits; its phase tells of that then.
+    report.prepared
+        || match report.phase {
+            Phase::Starting | Phase::Preparing | Phase::Idle => report.uses_permit,
+            Phase::Waiting => of_this(report, rollout).is_none(),
+            Phase::Asking
+            | Phase::Activating
+            | Phase::Proving
+            | Phase::Probing
+            | Phase::Restoring => true,
         }
-    }
 }
 
 /// Counts those of the open batch that have failed since, and those that were set aside, came back and
@@ -402,7 +409,9 @@ pub fn verdict(rollout: &Rollout, index: usize, standings: &[Standing], now: Now
         return Verdict::Refill;
     }
     if !is_settled {
-        let is_undone = |standing: &Standing| matches!(standing, Standing::Pending(..));
+        // Not so for whoever was not heard of: while no coordinator is there, the bake time stands still.
+        let is_undone =
+            |standing: &Standing| matches!(standing, Standing::Pending(..) | Standing::Silent(_));
         if batch.bakes_ms.is_some() && standings.iter().any(is_undone) {
             return Verdict::Unbake;
         }

@@ -94,12 +94,10 @@ fn begin(state: &GroupState, record: &Kept<GroupRecord>, next: Next, act: &Act, 
 /// The rollout to the next generation.
 fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> Rollout {
     let last = state.reached();
-    // An operator raises the epoch after a restore; then generations count anew.
-    let order = if act.epoch > last.epoch {
-        Order { epoch: act.epoch, generation: 1 }
-    } else {
-        Order { epoch: last.epoch, generation: last.generation + 1 }
-    };
+    // An operator raises the epoch after a restore. Generations go on all the same: past rollouts are kept
+    // by them, and no two of one store have the same.
+    let order =
+        Order { epoch: act.epoch.max(last.epoch), generation: last.generation.saturating_add(1) };
     let quarantine = record.quarantine.iter();
     let target = Target {
         version: target::VERSION,

@@ -22,8 +22,8 @@ use towline_protocol::poll::{Duty, Question};
 use towline_protocol::report::Health;
 use towline_protocol::rollout::State;
 
+use super::Now;
 use super::words::duty;
-use super::{Now, reports};
 use crate::fleet::{self, Attendance};
 use crate::records::{Draft, GroupState, key};
 
@@ -48,15 +48,16 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         return refuse(Draft::new(), "it was asked again since");
     }
     let record = state.member(instance);
-    if record
-        .is_some_and(|record| reports::is_over(question.seq, record.seq, record.report.as_ref()))
-    {
+    if is_over(state, question) {
         // It comes later than a report that was made after it, and nobody waits for the answer.
         return refuse(Draft::new(), "it was withdrawn since");
     }
     if let Some(reason) = obstacle(state, question) {
         let mut draft = Draft::new();
-        close(state, instance, &mut draft);
+        // A copy of the very question that it answered renounces nothing: it may be in use.
+        if stored.is_some_and(|permit| permit.seq < question.seq) {
+            close(state, instance, &mut draft);
+        }
         return refuse(draft, reason);
     }
     // Whoever asks is there. What it serves is known to be bad, or else it is to be spared: not known is
@@ -74,6 +75,8 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     draft.on(key::permits(&state.group), state.permits.as_ref());
     let at = key::permit(&state.group, instance);
     draft.on(at.clone(), state.open.get(instance));
+    // It may leave, or renounce the question, meanwhile: then nobody would ever close the permit.
+    draft.on(key::instance(&state.group, instance), state.instances.get(instance));
     let mut count = state.count();
     let id = match stored {
         Some(permit) => permit.id,
@@ -102,6 +105,14 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
 
 fn refuse(draft: Draft, reason: impl Into<String>) -> Leave {
     Leave { permit: None, reason: Some(reason.into()), draft }
+}
+
+/// Has the instance told since that it does not wait for the answer any more?
+fn is_over(state: &GroupState, question: &Question) -> bool {
+    let Some(record) = state.member(&question.instance) else { return false };
+    record.report.as_ref().is_some_and(|report| {
+        question.seq <= report.renounced || (record.seq > question.seq && !report.uses_permit)
+    })
 }
 
 /// What stands against leave, budget aside.

@@ -40,6 +40,7 @@ pub fn newcomer(
     seq: u64,
     at: Timestamp,
 ) -> InstanceRecord {
+    let old = state.instances.get(instance).map(|kept| &kept.value);
     InstanceRecord {
         version: VERSION,
         instance: instance.clone(),
@@ -47,11 +48,12 @@ pub fn newcomer(
         joined: at,
         seen: at,
         seq,
-        report: None,
-        reported: at,
-        since: at,
+        // It was acknowledged, and is not told again until it changes.
+        report: old.and_then(|old| old.report.clone()),
+        reported: old.map_or(at, |old| old.reported),
+        since: old.map_or(at, |old| old.since),
         note: None,
-        orders: state.instances.get(instance).map(|kept| kept.value.orders).unwrap_or_default(),
+        orders: old.map(|old| old.orders).unwrap_or_default(),
         gone: None,
     }
 }
@@ -115,6 +117,8 @@ pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Dr
     let mut draft = Draft::new();
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
+    // One that is given meanwhile may be one that this report closes.
+    draft.on(key::permit(&state.group, instance), state.open.get(instance));
     let permit = state.open.get(instance).map(|kept| &kept.value);
     if permit.is_some_and(|permit| is_over(permit.seq, message.seq, Some(report))) {
         close(state, instance, &mut draft);
@@ -137,7 +141,8 @@ pub(super) fn is_over(asked: u64, seq: u64, report: Option<&Report>) -> bool {
     let is_renounced = asked <= report.renounced;
     let is_later = seq > asked;
     let is_good = report.health == Health::Healthy && (report.proven || report.adopted);
-    is_renounced || (is_later && !report.uses_permit && is_good)
+    // What asked anew with a restore still owed renounces that question, and not the permit.
+    !report.uses_permit && (is_renounced || (is_later && is_good))
 }
 
 /// A newborn failed on what it was to boot: once several have, the group's newborns get something else.
@@ -189,7 +194,8 @@ pub fn left(
     let record = InstanceRecord {
         gone: Some(at),
         seq: seq.unwrap_or(kept.value.seq),
-        report: None,
+        // Whoever said goodbye comes back as another run of its agent, which tells anew.
+        report: kept.value.report.clone().filter(|_| seq.is_none()),
         note: None,
         ..kept.value.clone()
     };
@@ -197,6 +203,7 @@ pub fn left(
     draft.on(key::instance(&state.group, instance), Some(kept));
     draft.put(key::instance(&state.group, instance), &record);
     draft.delete(key::log(&state.group, instance));
+    draft.on(key::permit(&state.group, instance), state.open.get(instance));
     close(state, instance, &mut draft);
     Some(draft)
 }

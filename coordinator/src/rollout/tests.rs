@@ -2,6 +2,7 @@
 //! enumeration.
 
 mod agents;
+mod batch;
 mod bounds;
 mod enumeration;
 mod gates;

@@ -71,6 +71,11 @@ pub fn boot(state: &GroupState, instance: &Instance) -> Option<Revision> {
     if unbootable == Some(&revision) && target.fallback.is_some() {
         return spare(state);
     }
+    // Its turn has come, and nothing that it could serve instead has ever served here.
+    let report = state.member(instance).and_then(|record| record.report.as_ref());
+    if report.is_some_and(|report| report.newborn) && duty(state, instance) == Duty::Take {
+        return Some(revision);
+    }
     let is_open = state.going().is_some_and(|rollout| !rollout.is_proven);
     if !is_open {
         return Some(revision);

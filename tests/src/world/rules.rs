@@ -55,19 +55,25 @@ impl World {
         Ok(())
     }
 
-    fn check_swap(&self, journal: &Journal, swap: &Swap) -> Result<(), String> {
+    /// Does what is to be replaced serve, so that it takes leave?
+    pub(super) fn needs_leave(&self) -> bool {
         let serves = self.running.as_ref().is_some_and(|own| self.journal.is_proven(own));
-        if serves && self.found_running && self.leave != Some(swap.order) {
-            return Err("a swap of what serves, without leave".to_owned());
-        }
+        serves && self.found_running
+    }
+
+    fn check_swap(&self, journal: &Journal, swap: &Swap) -> Result<(), String> {
+        let restarts = swap.from.as_ref() == Some(&swap.to);
+        let is_ordered = swap.ordered > self.journal.orders.restart;
         // What came up late is accepted, and that may not have reached the disk.
-        if (!self.is_behind && self.journal.rejection(swap.order, &swap.to).is_some())
-            || journal.rejection(swap.order, &swap.to).is_some()
-        {
+        // A restart that was ordered is of whatever serves.
+        let is_anew = !(restarts && is_ordered);
+        let is_rejected = (!self.is_behind
+            && self.journal.rejection(swap.order, &swap.to).is_some())
+            || journal.rejection(swap.order, &swap.to).is_some();
+        if is_anew && is_rejected {
             return Err("a rejected revision is to be activated again".to_owned());
         }
-        let restarts = swap.from.as_ref() == Some(&swap.to);
-        if restarts && swap.restart <= self.journal.restart.max(self.started_for) {
+        if restarts && !is_ordered && swap.restart <= self.journal.restart.max(self.started_for) {
             return Err("a restart that nobody ordered, or that was carried out".to_owned());
         }
         let is_better =
@@ -94,7 +100,8 @@ impl World {
         if swap.failed.is_none() && swap.resumes > 3 {
             return Err("what killed the agent three times is activated again".to_owned());
         }
-        let is_order = swap.restart > self.journal.restart && swap.from.is_some();
+        let is_ordered = swap.ordered > self.journal.orders.restart;
+        let is_order = (swap.restart > self.journal.restart || is_ordered) && swap.from.is_some();
         if is_order && swap.to == *to && how != How::Restart {
             return Err("an order to restart is carried out by a reload".to_owned());
         }
@@ -247,6 +254,7 @@ impl World {
                 return Err("an order to restart was not carried out".to_owned());
             }
         }
+        self.check_told()?;
         if self.machine.is_converged() && self.machine.settled().is_none() {
             return Err("converged and not settled".to_owned());
         }

@@ -1,7 +1,8 @@
 //! How the simulated world begins tasks, and how they end in it.
 
-use towline_agent::machine::{How, Leave, Outcome, Task, TaskId};
+use towline_agent::machine::{How, Outcome, Task, TaskId};
 use towline_protocol::ids::Revision;
+use towline_protocol::poll::Duty;
 use towline_protocol::report::{Cause, Evidence};
 
 use super::{Character, PREPARE_DEADLINE, World};
@@ -21,8 +22,11 @@ impl World {
                 let hangs = may_hang && self.random.one_in(8);
                 self.hangs = hangs.then(|| self.now + PREPARE_DEADLINE);
             }
+            Task::Ask(_) => self.asked(),
             Task::Journal(journal) => {
-                self.leave = None;
+                let order = journal.swap.as_ref().map(|swap| swap.order);
+                let needs_leave = self.needs_leave();
+                self.use_leave(order.ok_or("it allows a swap")?, needs_leave)?;
                 self.is_full = self.has_faults && self.random.one_in(8);
                 let was_behind = self.is_behind;
                 self.is_behind = self.is_full;
@@ -32,7 +36,12 @@ impl World {
                 }
             }
             // Leave was asked for where it was due: from here on it is a boot.
-            Task::Activate { from, .. } => self.found_running &= from.is_some(),
+            Task::Activate { from, .. } => {
+                self.found_running &= from.is_some();
+                if let Some(swap) = self.machine.journal().swap.clone() {
+                    self.begin_swap(&swap)?;
+                }
+            }
             _ => {}
         }
         self.task = Some((id, task));
@@ -70,14 +79,8 @@ impl World {
                 Ok(Outcome::Prepared { alike: false })
             }
             Task::Ask(order) => {
-                if is_unlucky && self.random.one_in(2) {
-                    return failed(Cause::Fetch, "no answer");
-                }
-                if is_unlucky {
-                    return Ok(Outcome::Denied);
-                }
-                self.leave = Some(*order);
-                Ok(Outcome::Permitted(Leave::default()))
+                let is_closed = self.says.duty != Duty::Take && self.random.one_in(2);
+                Ok(self.answer(*order, is_unlucky || is_closed))
             }
             Task::Journal(_) if self.is_full => failed(Cause::Disk, "full"),
             Task::Journal(_) => Ok(Outcome::Journalled),

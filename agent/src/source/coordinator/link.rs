@@ -38,7 +38,7 @@ pub(super) struct Link {
     pub(super) token: watch::Sender<Option<Bearer>>,
     /// The number of the newest message.
     pub(super) seq: AtomicU64,
-    /// The address that answered last.
+    /// The address to ask first: the one that answered last.
     pub(super) at: AtomicUsize,
 }
 
@@ -48,9 +48,15 @@ impl Link {
         self.seq.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Returns the index of the address that answered last.
+    /// Returns the index of the address to ask first.
     pub(super) fn at(&self) -> usize {
         self.at.load(Ordering::Relaxed)
+    }
+
+    /// Goes on to the next address, if this is still the one in use.
+    pub(super) fn leave(&self, at: usize) {
+        let next = (at + 1) % self.addresses.len();
+        self.at.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).ok();
     }
 
     /// Returns the token, where one is to be had; an error where it is still to be had.

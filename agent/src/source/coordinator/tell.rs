@@ -87,7 +87,7 @@ pub(super) async fn run(link: Arc<Link>, outbox: Arc<Outbox>) {
             outbox.news.notified().await;
             continue;
         };
-        let at = link.at() + turns.at();
+        let at = if is_failing { turns.at() } else { link.at() };
         match link.call::<serde_json::Value>(at, "report", &message, DEADLINE).await {
             Ok(_) => {
                 outbox.acknowledge(count);

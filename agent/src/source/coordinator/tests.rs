@@ -5,117 +5,14 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
 use towline_protocol::poll::{Duty, FailureLog};
 use towline_protocol::report::{Health, Report};
 
 use super::*;
 
-/// A request that waits for its answer.
-struct Request {
-    name: String,
-    bearer: Option<String>,
-    body: Value,
-    answer: oneshot::Sender<Vec<u8>>,
-}
+mod server;
 
-impl Request {
-    fn answer(self, status: &str, body: &str) {
-        let length = body.len();
-        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}");
-        let text = format!("{head}\r\n\r\n{body}");
-        self.raw(text.as_bytes());
-    }
-
-    fn json(self, body: &Value) {
-        self.answer("200 OK", &body.to_string());
-    }
-
-    fn nothing(self) {
-        self.answer("204 No Content", "");
-    }
-
-    /// Sends these bytes, and lets go of the connection.
-    fn raw(self, bytes: &[u8]) {
-        drop(self.answer.send(bytes.to_vec()));
-    }
-
-    fn number(&self) -> u64 {
-        self.body["seq"].as_u64().unwrap()
-    }
-}
-
-/// A server on a port of its own.
-struct Server {
-    address: String,
-    requests: mpsc::UnboundedReceiver<Request>,
-}
-
-impl Server {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let (sender, requests) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, sender.clone()));
-            }
-        });
-        Self { address, requests }
-    }
-
-    /// The next request, which must be of this name.
-    async fn next(&mut self, name: &str) -> Request {
-        let request = self.requests.recv().await.unwrap();
-        assert_eq!(request.name, name, "{}", request.body);
-        request
-    }
-
-    /// The next request of this name; what comes before it gets no news.
-    async fn await_next(&mut self, name: &str) -> Request {
-        loop {
-            let request = self.requests.recv().await.unwrap();
-            if request.name == name {
-                return request;
-            }
-            request.nothing();
-        }
-    }
-}
-
-/// Serves one request a connection.
-async fn serve(mut stream: TcpStream, sender: mpsc::UnboundedSender<Request>) -> Option<()> {
-    let mut bytes = Vec::new();
-    let (head, mut body) = loop {
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-        if let Some(end) = end {
-            break (String::from_utf8(bytes[..end].to_vec()).unwrap(), bytes[end + 4..].to_vec());
-        }
-        if stream.read_buf(&mut bytes).await.ok()? == 0 {
-            return None;
-        }
-    };
-    let field = |name: &str| {
-        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
-    };
-    let length = field("content-length").unwrap().parse::<usize>().unwrap();
-    while body.len() < length {
-        stream.read_buf(&mut body).await.ok()?;
-    }
-    let path = head.split(' ').nth(1).unwrap();
-    let name = path.strip_prefix("/v1/agent/").expect(path).to_owned();
-    let bearer =
-        field("authorization").map(|value| value.strip_prefix("Bearer ").unwrap().to_owned());
-    let (answer, answered) = oneshot::channel();
-    let body = serde_json::from_slice(&body).unwrap();
-    sender.send(Request { name, bearer, body, answer }).ok()?;
-    stream.write_all(&answered.await.ok()?).await.ok()?;
-    // An answer without an end keeps its connection.
-    stream.read_buf(&mut bytes).await.ok().map(drop)
-}
+use server::Server;
 
 struct Agent {
     dir: tempfile::TempDir,
@@ -398,6 +295,13 @@ async fn one_report_is_in_flight_at_a_time() {
     let report = server.await_next("report").await;
     assert_eq!(report.body["report"]["phase"], "idle", "the newest; what was between is over");
     assert_eq!(report.body["log"]["detail"], "503", "but not what it said of a failure");
+    agent.tell("waiting", Some(log()));
+    report.nothing();
+    let report = server.await_next("report").await;
+    assert_eq!(report.body["log"]["detail"], "503");
+    report.nothing();
+    agent.tell("idle", None);
+    assert_eq!(server.await_next("report").await.body.get("log"), None, "it is told once");
 }
 
 #[tokio::test(start_paused = true)]
@@ -445,6 +349,18 @@ async fn a_question_is_answered_at_once_or_it_is_a_no() {
     stop.cancel();
     let (_, question) = agent.coordinator.ask(order(4), started, stop);
     assert!(matches!(question.await, Outcome::Failed(..)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_found_nobody_goes_to_the_next_address() {
+    let mut server = Server::start().await;
+    let agent = Agent::start(&["http://127.0.0.1:1", &server.address], None);
+    let ask = || agent.coordinator.ask(order(2), Instant::now(), CancellationToken::new()).1;
+    assert!(matches!(ask().await, Outcome::Failed(..)), "nobody listens there");
+    let (outcome, ()) = tokio::join!(ask(), async {
+        server.await_next("permit").await.json(&json!({"version": 1}));
+    });
+    assert_eq!(outcome, Outcome::Denied);
 }
 
 #[tokio::test(start_paused = true)]

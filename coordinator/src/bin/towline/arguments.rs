@@ -152,6 +152,12 @@ pub(crate) enum Command {
         /// The group.
         group: Group,
     },
+    /// Write a first recipe, towline.toml, from what a repository shows.
+    Init {
+        /// The top of the repository's work tree.
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -450,6 +456,8 @@ mod tests {
             "token list",
             "token revoke t1",
             "join-secret web",
+            "init",
+            "init services/web",
             "completions bash",
             "man /tmp/x",
             "--coordinator https://a --ca-file c --token-file t skew",

@@ -18,6 +18,7 @@ use crate::arguments::Command;
 use crate::client::Client;
 use crate::client::error::ClientError;
 use crate::exit::Exit;
+use crate::init::InitError;
 use crate::render::text::few;
 use crate::render::{Closed, Line, Screen};
 
@@ -113,6 +114,9 @@ pub(crate) enum CommandError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// No recipe could be drafted.
+    #[error(transparent)]
+    Init(#[from] InitError),
     /// Waiting for answers could not be set up.
     #[error("could not begin")]
     Runtime(#[source] io::Error),
@@ -126,6 +130,7 @@ impl CommandError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             CommandError::Client(error) => error.hint(),
+            CommandError::Init(error) => error.hint(),
             CommandError::Refused(body) => body.hint.clone(),
             CommandError::NoInstance { .. } => {
                 Some("`towline instances` lists those that are known".to_owned())
@@ -196,6 +201,7 @@ pub(crate) async fn run(context: &Context<'_>, command: Command) -> Ended {
         Command::Why { subject, group } => instances::why(context, &subject, group).await,
         Command::Logs { instance, group } => instances::logs(context, group, &instance).await,
         Command::Permit(command) => instances::permit(context, command).await,
+        Command::Init { dir } => generate::recipe(context.screen, &dir),
         Command::Completions { shell } => generate::completions(context.screen, shell),
         Command::Man { dir } => generate::man(context.screen, &dir),
     }
@@ -204,6 +210,7 @@ pub(crate) async fn run(context: &Context<'_>, command: Command) -> Ended {
 /// Does what asks nobody; `None` where somebody must be asked.
 pub(crate) fn run_local(screen: &Screen, command: &Command) -> Option<Ended> {
     match command {
+        Command::Init { dir } => Some(generate::recipe(screen, dir)),
         Command::Completions { shell } => Some(generate::completions(screen, *shell)),
         Command::Man { dir } => Some(generate::man(screen, dir)),
         _ => None,

@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod config;
 mod exit;
+mod init;
 mod render;
 
 use std::collections::BTreeMap;

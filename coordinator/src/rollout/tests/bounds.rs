@@ -83,7 +83,9 @@ fn no_batch_opens_in_the_step_before_its_gate_is_on_record() {
 
 #[test]
 fn those_who_are_there_and_well_go_first_and_those_who_serve_it_last() {
-    let mut world = group(policy(&[50]), 4);
+    let mut room = policy(&[50]);
+    room.max_unavailable = Share::Count(3);
+    let mut world = group(room, 4);
     world.hush("i-00");
     world.tell("i-01", |told| told.health = Health::Unhealthy);
     world.tell("i-02", |told| told.serving = Some(revision('b')));
@@ -96,6 +98,15 @@ fn those_who_are_there_and_well_go_first_and_those_who_serve_it_last() {
     world.settle();
     assert_eq!(world.members(2), ["i-01"], "the silent one was set aside when its batch opened");
     assert!(world.rollout().aside.contains(&instance("i-00")));
+}
+
+#[test]
+fn where_the_budget_is_spent_those_who_are_not_well_go_first() {
+    let mut world = group(policy(&[50]), 4);
+    world.tell("i-01", |told| told.health = Health::Unhealthy);
+    world.release('b').unwrap();
+    world.settle();
+    assert_eq!(world.members(0), ["i-01"], "its swap costs nothing, and no other could be had");
 }
 
 #[test]

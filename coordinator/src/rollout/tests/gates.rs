@@ -2,25 +2,23 @@
 
 use towline_protocol::policy::{FailuresMax, OnFailure, Policy};
 use towline_protocol::report::{Cause, Failure, Health, Phase};
-use towline_protocol::rollout::State;
 
 use super::world::{World, instance, policy, revision};
-use crate::fleet::{self, Presence};
-use crate::rollout::Decision;
+use crate::fleet::Presence;
 
-const FOUR: [&str; 4] = ["i-0a", "i-0b", "i-0c", "i-0d"];
+pub(super) const FOUR: [&str; 4] = ["i-0a", "i-0b", "i-0c", "i-0d"];
 
-fn tolerant(most: u32) -> Policy {
+pub(super) fn tolerant(most: u32) -> Policy {
     let failures_max = FailuresMax { canary: most, batch: most, rollout: most };
     Policy { failures_max, ..policy(&[50]) }
 }
 
-fn halting(policy: Policy) -> Policy {
+pub(super) fn halting(policy: Policy) -> Policy {
     Policy { on_failure: OnFailure::Halt, ..policy }
 }
 
 /// A release whose canary is open, and who that is.
-fn opened(policy: Policy) -> (World, String) {
+pub(super) fn opened(policy: Policy) -> (World, String) {
     let mut world = World::new(policy, &FOUR);
     world.release('b').unwrap();
     world.settle();
@@ -31,7 +29,7 @@ fn opened(policy: Policy) -> (World, String) {
 /// A rule: its name, the policy, what happens to the canary, and how the rollout then stands.
 type Rule = (&'static str, Policy, fn(&mut World, &str), &'static str);
 
-fn fetch_fails(world: &mut World, canary: &str) {
+pub(super) fn fetch_fails(world: &mut World, canary: &str) {
     let order = world.state().order();
     world.tell(canary, |told| {
         (told.order, told.phase) = (Some(order), Phase::Waiting);
@@ -42,14 +40,14 @@ fn fetch_fails(world: &mut World, canary: &str) {
     });
 }
 
-fn prepares(world: &mut World, canary: &str) {
+pub(super) fn prepares(world: &mut World, canary: &str) {
     let order = world.state().order();
     world.tell(canary, |told| {
         (told.order, told.phase, told.prepared) = (Some(order), Phase::Asking, true);
     });
 }
 
-fn swaps(world: &mut World, canary: &str) {
+pub(super) fn swaps(world: &mut World, canary: &str) {
     prepares(world, canary);
     assert!(world.ask(canary).permit.is_some());
     world.tell(canary, |told| {
@@ -61,7 +59,7 @@ fn swaps(world: &mut World, canary: &str) {
 
 #[test]
 fn the_gate_follows_its_rules() {
-    let rules: [Rule; 24] = [
+    let rules: [Rule; 31] = [
         (
             "who has not heard of it is waited for",
             policy(&[50]),
@@ -137,6 +135,88 @@ fn the_gate_follows_its_rules() {
                 world.takes(canary, 'b');
             },
             "2 Release running: canary bakes for another 60 s",
+        ),
+        (
+            "rejected has failed, whatever it says of it",
+            halting(policy(&[50])),
+            |world, canary| {
+                world.fails(canary, "503");
+                world.tell(canary, |told| told.failure = None);
+            },
+            "2 Release halted: canary failed: 1 failed, 0 tolerated: CANARY: it was rejected",
+        ),
+        (
+            "a failure after the swap has failed, though nothing is rejected yet",
+            halting(policy(&[50])),
+            |world, canary| {
+                world.fails(canary, "503");
+                world.tell(canary, |told| (told.rejected, told.phase) = (false, Phase::Restoring));
+            },
+            "2 Release halted: canary failed: 1 failed, 0 tolerated: CANARY: 503",
+        ),
+        (
+            "a failure at an earlier target says nothing",
+            policy(&[50]),
+            |world, canary| {
+                world.fails(canary, "503");
+                world.tell(canary, |told| {
+                    told.rejected = false;
+                    let order = told.failure.as_mut().and_then(|failure| failure.order.as_mut());
+                    order.unwrap().generation -= 1;
+                });
+            },
+            "2 Release running: canary: 0 of 1 healthy; CANARY is idle",
+        ),
+        (
+            "serving a new revision badly has failed, before it bakes as well",
+            halting(Policy { canary: 2, ..policy(&[50]) }),
+            |world, canary| {
+                world.takes(canary, 'b');
+                world.settle();
+                world.tell(canary, |told| told.health = Health::Unhealthy);
+            },
+            "2 Release halted: canary failed: 1 failed, 0 tolerated: CANARY: healthy, and then unhealthy",
+        ),
+        (
+            "unhealthy while it probes is not over yet",
+            policy(&[50]),
+            |world, canary| {
+                swaps(world, canary);
+                world.tell(canary, |told| told.health = Health::Unhealthy);
+            },
+            "2 Release running: canary: 0 of 1 healthy; CANARY probes",
+        ),
+        (
+            "who was not heard of since the coordinator's start is not late",
+            policy(&[50]),
+            |world, canary| {
+                world.attendance.note(instance(canary), Presence::Unheard);
+                world.pass_s(899);
+                world.settle();
+                world.resume();
+                world.pass_s(1);
+                assert!(
+                    crate::rollout::gate::count_failures(
+                        world.state(),
+                        world.rollout(),
+                        &world.attendance,
+                        world.now
+                    )
+                    .is_none()
+                );
+                world.hear(canary);
+                world.takes(canary, 'b');
+            },
+            "2 Release running: canary bakes",
+        ),
+        (
+            "the canary tolerates its own number, whatever the rollout does",
+            halting(Policy {
+                failures_max: FailuresMax { canary: 0, batch: 1, rollout: 3 },
+                ..policy(&[50])
+            }),
+            |world, canary| world.fails(canary, "503"),
+            "2 Release halted: canary failed: 1 failed, 0 tolerated: CANARY: 503",
         ),
         (
             "silence during the bake time passes no gate",
@@ -297,232 +377,4 @@ fn the_gate_follows_its_rules() {
         let line = world.line().replace(&canary, "CANARY");
         assert!(line.starts_with(expected), "{rule}:\n  {line}\n  {expected}");
     }
-}
-
-#[test]
-fn failures_stay_counted_after_the_instance_is_gone() {
-    let (mut world, canary) = opened(halting(policy(&[50])));
-    world.fails(&canary, "503");
-    world.step();
-    world.leaves(&canary);
-    assert!(world.line().contains("halted: canary failed: 1 failed"), "{}", world.line());
-}
-
-#[test]
-fn failures_are_counted_while_it_is_paused() {
-    let (mut world, canary) = opened(halting(policy(&[50])));
-    world.operate(crate::rollout::operations::pause);
-    world.fails(&canary, "503");
-    assert!(world.line().starts_with("2 Release paused: paused by ada"));
-    world.leaves(&canary);
-    world.resume();
-    assert!(world.line().starts_with("2 Release halted: canary failed: 1 failed"));
-}
-
-#[test]
-fn a_batch_in_which_nobody_is_healthy_fails_also_where_failures_are_tolerated() {
-    let mut world = World::new(halting(tolerant(1)), &["i-0a", "i-0b"]);
-    world.release('b').unwrap();
-    world.batch_passes();
-    let last = world.first(1);
-    world.fails(&last, "503");
-    let line = world.line();
-    assert!(
-        line.starts_with("2 Release halted: 100 % failed: nobody in it is healthy: "),
-        "{line}"
-    );
-}
-
-#[test]
-fn who_is_lost_by_a_tolerated_failure_does_not_block() {
-    let (mut world, canary) = opened(Policy { canary: 2, ..tolerant(1) });
-    let other = world.members(0).into_iter().find(|name| *name != canary).unwrap();
-    world.fails(&canary, "503");
-    world.takes(&other, 'b');
-    assert_eq!(world.line(), "2 Release running: canary bakes for another 60 s");
-}
-
-#[test]
-fn a_member_without_leave_that_falls_silent_is_set_aside_and_its_place_is_filled() {
-    let (mut world, canary) = opened(policy(&[50]));
-    world.hush(&canary);
-    world.settle();
-    assert!(world.rollout().aside.contains(&instance(&canary)));
-    assert!(!world.members(0).contains(&canary) && world.members(0).len() == 1);
-}
-
-#[test]
-fn a_batch_whose_members_are_all_gone_is_refilled_and_has_its_whole_time_again() {
-    let (mut world, canary) = opened(halting(policy(&[50])));
-    world.pass_s(800);
-    world.leaves(&canary);
-    world.settle();
-    let next = world.members(0).into_iter().find(|name| *name != canary).unwrap();
-    fetch_fails(&mut world, &next);
-    world.pass_s(899);
-    assert!(world.line().starts_with("2 Release running"), "{}", world.line());
-    world.pass_s(1);
-    assert!(world.line().contains("not prepared within 900 s"), "{}", world.line());
-}
-
-#[test]
-fn a_batch_of_which_nobody_is_left_passes_only_where_another_has_passed() {
-    let mut world = World::new(policy(&[50]), &["i-0a", "i-0b"]);
-    world.release('b').unwrap();
-    world.settle();
-    let (first, second) = (world.first(0), world.first(1));
-    world.leaves(&first);
-    world.settle();
-    assert_eq!(world.members(0), [first.clone(), second.clone()], "the offered one goes first");
-    world.leaves(&second);
-    assert!(world.line().contains("nobody is left in canary"), "{}", world.line());
-    world.join("i-0e", Some('a'));
-    world.settle();
-    assert!(world.members(0).contains(&"i-0e".to_owned()));
-    world.takes("i-0e", 'b');
-    world.settle();
-    world.pass_s(60);
-    assert_eq!(world.line(), "2 Release converged: its last gate has passed");
-
-    let mut world = World::new(policy(&[50]), &["i-0a", "i-0b"]);
-    world.release('b').unwrap();
-    world.batch_passes();
-    let second = world.first(1);
-    world.leaves(&second);
-    assert_eq!(world.line(), "2 Release converged: its last gate has passed");
-}
-
-#[test]
-fn an_empty_group_stays_open_until_one_instance_has_proven_it() {
-    let mut world = World::new(policy(&[50]), &[]);
-    world.release('b').unwrap();
-    world.pass_s(100_000);
-    assert!(world.line().contains("the group is empty"), "{}", world.line());
-    world.join("i-0a", None);
-    world.line();
-    world.takes("i-0a", 'b');
-    world.settle();
-    world.pass_s(60);
-    assert_eq!(world.line(), "2 Release converged: its last gate has passed");
-    assert!(world.state().record.as_ref().unwrap().value.is_proven(&revision('b')));
-}
-
-#[test]
-fn a_group_of_one_is_its_own_canary() {
-    let mut world = World::new(policy(&[50]), &["i-0a"]);
-    world.release('b').unwrap();
-    world.batch_passes();
-    assert_eq!(world.batches(), [("canary".to_owned(), vec!["i-0a".to_owned()])]);
-    assert_eq!(world.rollout().state, State::Converged);
-}
-
-#[test]
-fn while_all_are_silent_nothing_opens_and_whoever_is_back_first_is_the_canary() {
-    let mut world = World::new(policy(&[50]), &FOUR);
-    for name in FOUR {
-        world.hush(name);
-    }
-    world.release('b').unwrap();
-    assert!(world.line().contains("nobody who could take it is there"), "{}", world.line());
-    assert!(world.rollout().aside.is_empty(), "nobody is set aside before a batch is open");
-    world.hear("i-0c");
-    world.settle();
-    assert_eq!(world.members(0), ["i-0c"]);
-}
-
-#[test]
-fn who_was_set_aside_and_comes_back_to_a_failing_revision_counts() {
-    let mut world = World::new(halting(policy(&[100])), &["i-0a", "i-0b", "i-0c"]);
-    world.release('b').unwrap();
-    world.settle();
-    let names = world.members(1);
-    world.batch_passes();
-    world.hush(&names[0]);
-    world.settle();
-    assert!(world.rollout().aside.contains(&instance(&names[0])));
-    world.hear(&names[0]);
-    world.fails(&names[0], "503");
-    let line = world.line();
-    assert!(line.starts_with("2 Release halted: 100 % failed: 1 failed"), "{line}");
-}
-
-#[test]
-fn untouched_instances_that_fail_as_well_halt_it_instead_of_taking_it_back() {
-    let (mut world, canary) = opened(policy(&[50]));
-    let others: Vec<&str> = FOUR.into_iter().filter(|name| *name != canary).collect();
-    for other in &others[..2] {
-        world.tell(other, |told| told.health = Health::Unhealthy);
-    }
-    world.fails(&canary, "503");
-    let line = world.line();
-    assert!(line.starts_with("2 Release halted: canary failed: "), "{line}");
-    assert!(line.contains("2 of 3 untouched instances are unhealthy too: "), "{line}");
-    assert_eq!(world.rollout().culprit, None, "it may not be the revision's fault");
-
-    let (mut world, canary) = opened(policy(&[50]));
-    let others: Vec<&str> = FOUR.into_iter().filter(|name| *name != canary).collect();
-    world.tell(others[0], |told| told.health = Health::Unhealthy);
-    world.fails(&canary, "503");
-    assert!(world.line().starts_with("3 Rollback running"), "one of three is not most of them");
-}
-
-#[test]
-fn a_rollout_wakes_up_by_its_next_deadline() {
-    let within = |world: &mut World| match world.settle() {
-        Decision::Wait { within, .. } => within.unwrap().as_secs(),
-        decision => panic!("{decision:?}"),
-    };
-    let (mut world, canary) = opened(Policy { progress_deadline_s: 5000, ..policy(&[50]) });
-    assert_eq!(within(&mut world), 900, "until it must have prepared");
-    world.pass_s(100);
-    swaps(&mut world, &canary);
-    assert_eq!(within(&mut world), 300, "until it must be healthy");
-    world.takes(&canary, 'b');
-    world.settle();
-    world.pass_s(20);
-    assert_eq!(within(&mut world), 40, "until it has baked");
-}
-
-#[test]
-fn each_instance_that_takes_it_is_progress() {
-    let mut world = World::new(halting(Policy { canary: 4, ..policy(&[]) }), &FOUR);
-    world.release('b').unwrap();
-    world.settle();
-    for name in FOUR {
-        prepares(&mut world, name);
-    }
-    for name in FOUR {
-        world.pass_s(899);
-        assert!(world.line().contains("running"), "{}", world.line());
-        world.takes(name, 'b');
-        world.settle();
-    }
-    world.pass_s(60);
-    assert_eq!(world.line(), "2 Release converged: its last gate has passed");
-}
-
-#[test]
-fn only_an_unproven_revision_says_anything_against_itself_when_it_serves_badly_before_it_baked() {
-    // On the way back, what serves badly served badly before.
-    let (mut world, canary) = opened(policy(&[50]));
-    world.fails(&canary, "503");
-    world.settle();
-    let order = world.state().order();
-    let other = FOUR.into_iter().find(|name| *name != canary).unwrap();
-    world.tell(other, |told| {
-        told.order = Some(order);
-        (told.health, told.serving) = (Health::Unhealthy, Some(revision('a')));
-    });
-    assert!(world.line().starts_with("3 Rollback running"), "{}", world.line());
-}
-
-#[test]
-fn counts_and_status_agree_with_the_gate() {
-    let (mut world, canary) = opened(policy(&[50]));
-    world.takes(&canary, 'b');
-    let counts = fleet::counts(world.state(), &world.attendance);
-    assert_eq!((counts.instances, counts.converged, counts.stale), (4, 1, 3));
-    world.hush(&canary);
-    let counts = fleet::counts(world.state(), &world.attendance);
-    assert_eq!((counts.converged, counts.silent), (0, 1));
 }

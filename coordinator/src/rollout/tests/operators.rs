@@ -393,7 +393,7 @@ fn rollback_during_a_restart_leaves_the_revision() {
 }
 
 #[test]
-fn a_higher_epoch_counts_generations_anew_and_a_lower_one_changes_nothing() {
+fn a_higher_epoch_is_taken_over_and_a_lower_one_is_not_and_generations_go_on() {
     let mut world = three();
     let order = |world: &World| (world.state().order().epoch, world.state().order().generation);
     let raised = |world: &World, epoch| operations::Act { epoch, ..world.act() };
@@ -407,9 +407,9 @@ fn a_higher_epoch_counts_generations_anew_and_a_lower_one_changes_nothing() {
     release(&mut world, 'b', EPOCH - 1);
     assert_eq!(order(&world), (EPOCH, 2));
     release(&mut world, 'c', EPOCH + 1);
-    assert_eq!(order(&world), (EPOCH + 1, 1));
+    assert_eq!(order(&world), (EPOCH + 1, 3));
     release(&mut world, 'd', EPOCH + 1);
-    assert_eq!(order(&world), (EPOCH + 1, 2));
+    assert_eq!(order(&world), (EPOCH + 1, 4));
 }
 
 #[test]

@@ -94,6 +94,8 @@ fn asking_again_returns_the_stored_permit_uncounted() {
     assert_eq!(world.state().count().open, 1);
     let permit = world.state().open[&instance("i-0a")].value.clone();
     assert_eq!(permit.seq, world.agents[&instance("i-0a")].seq, "the newest question is the one");
+    world.hush("i-0b");
+    assert_eq!(world.ask("i-0a").permit, first, "also where the budget is overdrawn since");
 }
 
 #[test]
@@ -352,6 +354,7 @@ fn a_report_made_before_the_question_closes_nothing() {
 #[test]
 fn a_permit_survives_the_change_of_the_target_and_moves_with_the_next_question() {
     let mut world = open(1);
+    world.pass_s(50);
     let first = world.ask("i-0a").permit;
     world.operate(operations::abort);
     world.settle();
@@ -416,8 +419,27 @@ fn what_is_decided_on_is_compared() {
         assert!(!world.commit(draft), "{rule}");
     }
     let draft = decided(&world, "i-0a");
+    let compared =
+        ["target/web", "rollout/web", "permits/web", "permit/web/i-0a", "instance/web/i-0a"];
+    assert_eq!(compares(&draft), compared, "nothing more, and nothing less");
     world.tell("i-0c", |told| told.objection = Some("reports are many".to_owned()));
     assert!(world.commit(draft), "a report of another instance is no conflict");
+}
+
+fn compares(draft: &Draft) -> Vec<String> {
+    let commit = draft.clone().into_commit();
+    commit.compares.into_iter().map(|compare| compare.key).collect()
+}
+
+#[test]
+fn what_closes_a_permit_compares_it_and_the_count() {
+    let mut world = open(1);
+    world.ask("i-0a");
+    let mut draft = Draft::new();
+    permits::close(world.state(), &instance("i-0a"), &mut draft);
+    assert_eq!(compares(&draft), ["permit/web/i-0a", "permits/web"]);
+    let left = reports::left(world.state(), &instance("i-0a"), None, world.now.at).unwrap();
+    assert_eq!(compares(&left), ["instance/web/i-0a", "permit/web/i-0a", "permits/web"]);
 }
 
 #[test]

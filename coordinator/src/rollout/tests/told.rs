@@ -33,8 +33,13 @@ fn a_message_that_was_overtaken_or_repeated_changes_nothing() {
     let next = message(&world, "i-0a", 50);
     assert!(take(&mut world, &next));
     assert!(!take(&mut world, &next), "repeated");
+    let (one, other) = (message(&world, "i-0a", 51), message(&world, "i-0a", 52));
+    let drafts = [&other, &one].map(|told| reports::report(world.state(), told, world.now.at));
+    let [other, one] = drafts.map(Option::unwrap);
+    assert!(world.commit(other));
+    assert!(!world.commit(one), "decided on a record that is another since");
     let record = world.state().member(&instance("i-0a")).unwrap();
-    assert_eq!((record.seq, record.report.as_ref().unwrap().health), (50, Health::Healthy));
+    assert_eq!((record.seq, record.report.as_ref().unwrap().health), (52, Health::Healthy));
 }
 
 #[test]
@@ -92,6 +97,9 @@ fn whoever_left_is_brought_back_by_news_only() {
     assert_eq!((&record.report, record.orders.restart), (&None, 1), "its orders' numbers go on");
     let again = reports::left(world.state(), &instance("i-0a"), Some(seq), world.now.at);
     assert!(again.is_none(), "a repeated goodbye");
+    world.leaves("i-0b");
+    let twice = reports::left(world.state(), &instance("i-0b"), None, world.now.at);
+    assert!(twice.is_none(), "forgotten after its goodbye");
     let unknown = reports::left(world.state(), &instance("i-ff"), None, world.now.at);
     assert!(unknown.is_none());
 }
@@ -146,10 +154,16 @@ fn newborns_that_fail_on_a_group_proven_target_move_the_newborns_only() {
     let mut world = proven();
     boot_fails(&mut world, &["i-90"], 'a', Cause::Unhealthy);
     assert_eq!(boots(&world), Some(revision('a')), "one host proves nothing");
+    let told = message(&world, "i-90", 90);
     boot_fails(&mut world, &["i-90"], 'a', Cause::Unhealthy);
     assert_eq!(boots(&world), Some(revision('a')), "nor does the same one twice");
     boot_fails(&mut world, &["i-91"], 'a', Cause::Unhealthy);
     assert_eq!(boots(&world), Some(revision('c')));
+    let mut other = told;
+    other.report.instance = instance("i-92");
+    let draft = reports::report(world.state(), &other, world.now.at).unwrap();
+    let compares = draft.into_commit().compares;
+    assert!(compares.iter().any(|compare| compare.key == "group/web"), "two may fail at a time");
     let group = &world.state().record.as_ref().unwrap().value;
     assert!(group.quarantine.is_empty(), "it is never put into quarantine by itself");
     assert_eq!(world.state().order().generation, 3, "the target stays");
@@ -178,6 +192,8 @@ fn what_does_not_count_as_a_newborns_failure() {
         let mut world = proven();
         happens(&mut world);
         assert_eq!(boots(&world), Some(revision('a')), "{rule}");
+        let group = &world.state().record.as_ref().unwrap().value;
+        assert!(group.unbootable.is_none() && group.quarantine.is_empty(), "{rule}");
     }
 }
 

@@ -1,8 +1,11 @@
-//! Completions and man pages, made from the same definition as the arguments.
+//! Files that are made: completions and man pages, from the same definition as the arguments, and a first
+//! recipe.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
+
+use towline_protocol::recipe;
 
 use crate::arguments::command_line;
 use crate::commands::{CommandError, Ended};
@@ -19,6 +22,26 @@ fn script(shell: clap_complete::Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command_line(), "towline", &mut script);
     String::from_utf8_lossy(&script).into_owned()
+}
+
+/// Writes a first recipe, and tells what was seen. One that is there is left alone.
+pub(crate) fn recipe(screen: &Screen, dir: &Path) -> Ended {
+    let draft = crate::init::draft(dir)?;
+    let path = dir.join(recipe::FILE_NAME);
+    let write = || -> io::Result<()> {
+        // It may have come into being since the draft looked.
+        fs::File::create_new(&path)?.write_all(draft.text.as_bytes())
+    };
+    write().map_err(|source| CommandError::Write { dir: dir.to_owned(), source })?;
+    for note in &draft.notes {
+        screen.remark(note);
+    }
+    screen.remark(&format!(
+        "wrote {}; next: towline-agent check {}",
+        path.display(),
+        dir.display()
+    ));
+    Ok(Exit::Done)
 }
 
 /// Writes man pages, one for each command.
@@ -53,6 +76,20 @@ mod tests {
             let script = script(*shell);
             assert!(script.contains("towline") && script.contains("quarantine"), "{shell}");
         }
+    }
+
+    #[test]
+    fn a_recipe_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("package.json"), "{\"scripts\":{\"start\":\"node .\"}}").unwrap();
+        let screen = || Screen::captured(false, Box::new(io::sink()), Box::new(io::sink()));
+        recipe(&screen(), dir.path()).unwrap();
+        let path = dir.path().join("towline.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(recipe::Recipe::parse(&text).is_ok(), "{text}");
+        fs::write(&path, "# own").unwrap();
+        assert!(matches!(recipe(&screen(), dir.path()), Err(CommandError::Init(_))));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "# own", "it is left alone");
     }
 
     #[test]

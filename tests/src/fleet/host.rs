@@ -1,0 +1,481 @@
+//! A simulated instance: its disk, what runs on it, and its agent: the real machine, with what its shell
+//! does around it: a poll that is always parked, the newest report until it is acknowledged, a question
+//! with its deadline, tasks.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use towline_agent::journal::{Journal, RUN_SHIFT};
+use towline_agent::machine::{
+    Effect, Event, Found, How, Leave, Machine, Outcome, Policy, Task, TaskId,
+};
+use towline_protocol::ids::{Instance, Order, Revision};
+use towline_protocol::poll::{Answer, Message, Permission, Poll, Question, VERSION};
+use towline_protocol::report::Report;
+
+use super::network::{Caller, Reply, Request};
+use super::{Due, WAIT_S, World, group};
+
+/// By when a request must be answered.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(8);
+
+/// The longest wait of an agent between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// An instance.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) name: Instance,
+    /// Counts the runs of its agent, and the times in between.
+    pub(super) life: u64,
+    pub(super) agent: Option<Agent>,
+    pub(super) disk: Disk,
+    pub(super) runs: Option<Running>,
+    /// The agent's process is stopped; what happens to it meanwhile waits.
+    pub(super) held: Option<Vec<Due>>,
+    /// Until when no message gets through.
+    pub(super) cut_until: Duration,
+    /// It was terminated.
+    pub(super) is_gone: bool,
+    /// Its permit was closed by an operator, or by its own goodbye, whatever it was used for: what it
+    /// swaps from then on until the next permit is theirs.
+    pub(super) is_excused: bool,
+    /// The leave by which the last swap began.
+    pub(super) begun: Option<u64>,
+}
+
+/// What survives whatever ends the agent.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) journal: Journal,
+    /// Oldest first.
+    pub(super) releases: Vec<Revision>,
+    pub(super) current: Option<Revision>,
+    /// A write of the journal failed, and none has succeeded since.
+    pub(super) is_behind: bool,
+}
+
+/// What runs.
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    pub(super) revision: Revision,
+    pub(super) since: Duration,
+    pub(super) how: How,
+}
+
+/// A run of the agent.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) machine: Machine,
+    pub(super) started: Duration,
+    pub(super) task: Option<(TaskId, Task)>,
+    wake: Option<Duration>,
+    counter: u64,
+    /// The coordinator that it speaks to.
+    at: usize,
+    /// When it last went on to another one.
+    turned: Duration,
+    /// The poll that is under way.
+    poll: Option<u64>,
+    seen: Option<String>,
+    /// The newest report, as long as it is not acknowledged.
+    pub(super) report: Option<Pending>,
+    pub(super) told: Option<Report>,
+    pub(super) question: Option<Asked>,
+    /// The leave that was given last: when its question was sent, and its number.
+    pub(super) leave: Option<Asked>,
+    /// Has the app ended, and has nobody looked since?
+    pub(super) has_died: bool,
+    /// Did the disk refuse the journal of the swap?
+    pub(super) is_full: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Pending {
+    seq: u64,
+    since: Duration,
+    report: Report,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) seq: u64,
+    pub(super) sent: Duration,
+    task: TaskId,
+    pub(super) order: Order,
+}
+
+impl Host {
+    pub(super) fn new(number: usize) -> Self {
+        let name: Instance = format!("i-{number}").parse().expect("a valid name");
+        let journal = Journal::new(name.clone());
+        let disk = Disk { journal, releases: Vec::new(), current: None, is_behind: false };
+        Self {
+            name,
+            life: 0,
+            agent: None,
+            disk,
+            runs: None,
+            held: None,
+            cut_until: Duration::ZERO,
+            is_gone: false,
+            is_excused: false,
+            begun: None,
+        }
+    }
+
+    /// Is it an ordinary instance, that runs and can be heard?
+    pub(super) fn is_up(&self, now: Duration) -> bool {
+        !self.is_gone && self.agent.is_some() && self.held.is_none() && self.cut_until <= now
+    }
+
+    /// Does it serve this?
+    pub(super) fn serves(&self, revision: &Revision) -> bool {
+        self.runs.as_ref().is_some_and(|runs| runs.revision == *revision)
+    }
+}
+
+impl Agent {
+    fn next_seq(&mut self) -> u64 {
+        self.counter += 1;
+        (self.machine.journal().run << RUN_SHIFT) | self.counter
+    }
+}
+
+impl World {
+    pub(super) fn policy_of(host: usize) -> Policy {
+        Policy {
+            group: group(),
+            boot_deadline: Duration::from_secs(60),
+            backoff: Duration::from_secs(2),
+            backoff_max: BACKOFF_MAX,
+            seed: host as u64,
+        }
+    }
+
+    /// The agent starts, on what it finds.
+    pub(super) fn start_agent(&mut self, index: usize) -> Result<(), String> {
+        let at = self.preferred_coordinator();
+        let now = self.now;
+        let host = &mut self.hosts[index];
+        if host.agent.is_some() || host.is_gone {
+            return Ok(());
+        }
+        host.life += 1;
+        // Durable before anything is sent.
+        host.disk.journal.run += 1;
+        // What it forgets of a swap that has ended, it takes up once more.
+        host.is_excused |= host.disk.is_behind;
+        host.disk.is_behind = false;
+        let found = Found {
+            releases: host.disk.releases.clone(),
+            current: host.disk.current.clone(),
+            is_running: host.runs.is_some(),
+        };
+        let policy = Self::policy_of(index);
+        let (machine, effects) = Machine::new(policy, host.disk.journal.clone(), found);
+        host.agent = Some(Agent {
+            machine,
+            started: now,
+            task: None,
+            wake: None,
+            counter: 0,
+            at,
+            turned: now,
+            poll: None,
+            seen: None,
+            report: None,
+            told: None,
+            question: None,
+            leave: None,
+            has_died: false,
+            is_full: false,
+        });
+        let life = host.life;
+        self.tell(|world| {
+            let host = &world.hosts[index];
+            let runs = host.runs.as_ref().map(|runs| runs.revision.short());
+            format!("{} starts; {runs:?} runs; {:?}", host.name, host.disk.journal.swap)
+        });
+        let mut events = VecDeque::new();
+        self.perform(index, effects, &mut events)?;
+        while let Some(event) = events.pop_front() {
+            if self.hosts[index].life != life {
+                return Ok(());
+            }
+            self.step(index, event)?;
+        }
+        self.poll(index);
+        Ok(())
+    }
+
+    /// The agent's process ends, in the middle of whatever it does; it comes back in a while.
+    pub(super) fn crash_agent(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        let Some(agent) = host.agent.take() else { return };
+        host.life += 1;
+        host.held = None;
+        let half = agent.task.map(|(_, task)| task);
+        self.tell(|world| format!("{} crashes", world.hosts[index].name));
+        if let Some(Task::Activate { to, .. }) = half {
+            // What was under way was done, or half done, or not.
+            match self.random.below(3) {
+                0 => self.make_live(index, &to, How::Restart),
+                1 => self.hosts[index].disk.current = Some(to),
+                _ => {}
+            }
+        }
+        let wait = self.random.between(100, 6_000);
+        self.later(Duration::from_millis(wait), Due::AgentStarts(index));
+    }
+
+    pub(super) fn make_live(&mut self, index: usize, to: &Revision, how: How) {
+        let host = &mut self.hosts[index];
+        host.disk.current = Some(to.clone());
+        host.runs = Some(Running { revision: to.clone(), since: self.now, how });
+    }
+
+    /// One event for the machine, and all that follows from it at once.
+    pub(super) fn step(&mut self, index: usize, event: Event) -> Result<(), String> {
+        let life = self.hosts[index].life;
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            self.tell(|world| format!("{} hears {event:?}", world.hosts[index].name));
+            let host = &mut self.hosts[index];
+            let Some(agent) = host.agent.as_mut().filter(|_| host.life == life) else {
+                return Ok(());
+            };
+            let effects = agent.machine.step(self.now.saturating_sub(agent.started), event);
+            self.perform(index, effects, &mut events)?;
+        }
+        self.check_host(index)
+    }
+
+    fn perform(
+        &mut self,
+        index: usize,
+        effects: Vec<Effect>,
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), String> {
+        for effect in effects {
+            if self.has_faults && self.random.one_in(250) {
+                self.crash_agent(index);
+                return Ok(());
+            }
+            match effect {
+                Effect::Journal(journal) => {
+                    let is_lost = self.has_faults && self.random.one_in(40);
+                    self.hosts[index].disk.is_behind = is_lost;
+                    if !is_lost {
+                        self.write(index, *journal)?;
+                    }
+                }
+                Effect::Begin(id, task) => self.begin(index, id, task, events)?,
+                Effect::Cancel => {
+                    if let Some(agent) = &mut self.hosts[index].agent {
+                        (agent.task, agent.question) = (None, None);
+                    }
+                }
+                Effect::WakeAt(time) => self.wake_at(index, time),
+                Effect::Report(report) => self.report(index, *report),
+                Effect::Prune(keep) => {
+                    let random = &mut self.random;
+                    let releases = &mut self.hosts[index].disk.releases;
+                    releases.retain(|release| keep.contains(release) || random.one_in(2));
+                    events.push_back(Event::Pruned(releases.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The journal becomes durable.
+    pub(super) fn write(&mut self, index: usize, journal: Journal) -> Result<(), String> {
+        let order = |journal: &Journal| journal.target.as_ref().map(|target| target.order);
+        let host = &mut self.hosts[index];
+        if order(&journal) < order(&host.disk.journal) {
+            return Err(format!("{}: the order fell in its journal", host.name));
+        }
+        host.disk.journal = journal;
+        Ok(())
+    }
+
+    fn wake_at(&mut self, index: usize, time: Duration) {
+        let host = &mut self.hosts[index];
+        let Some(agent) = &mut host.agent else { return };
+        let due = agent.started + time;
+        if agent.wake == Some(due) {
+            return;
+        }
+        agent.wake = Some(due);
+        let life = host.life;
+        let wait = due.saturating_sub(self.now);
+        self.later(wait, Due::Wake { host: index, life, due });
+    }
+
+    pub(super) fn wakes(&mut self, index: usize, due: Duration) -> Result<(), String> {
+        let Some(agent) = &mut self.hosts[index].agent else { return Ok(()) };
+        if agent.wake != Some(due) {
+            return Ok(());
+        }
+        agent.wake = None;
+        self.step(index, Event::Woke)
+    }
+
+    /// Agents begin with the first address that they have; some are told another order of them.
+    fn preferred_coordinator(&mut self) -> usize {
+        let all = 0..self.coordinators.len();
+        let known: Vec<usize> = all.filter(|at| !self.coordinators[*at].is_retired).collect();
+        let index = if self.random.one_in(8) { self.random.index(known.len()) } else { 0 };
+        known.get(index).copied().unwrap_or(0)
+    }
+
+    /// Polls: there is no other poll under way.
+    pub(super) fn poll(&mut self, index: usize) {
+        if self.random.one_in(6) {
+            let at = self.preferred_coordinator();
+            if let Some(agent) = &mut self.hosts[index].agent {
+                agent.at = at;
+            }
+        }
+        let host = &mut self.hosts[index];
+        let (life, instance) = (host.life, host.name.clone());
+        let Some(agent) = host.agent.as_mut().filter(|agent| agent.poll.is_none()) else { return };
+        let seq = agent.next_seq();
+        agent.poll = Some(seq);
+        let (to, seen) = (agent.at, agent.seen.clone());
+        let poll = Poll { version: VERSION, group: group(), instance, seq, seen };
+        let caller = Caller::Agent { host: index, life, seq };
+        self.send(caller, to, Request::Poll(poll));
+        let within = ANSWERED_WITHIN + Duration::from_secs(WAIT_S.into());
+        self.later(within, Due::Late { host: index, life, seq });
+    }
+
+    fn report(&mut self, index: usize, report: Report) {
+        let Some(agent) = &mut self.hosts[index].agent else { return };
+        let seq = agent.next_seq();
+        agent.told = Some(report.clone());
+        agent.report = Some(Pending { seq, since: self.now, report });
+        self.send_report(index);
+    }
+
+    fn send_report(&mut self, index: usize) {
+        let now = self.now;
+        let host = &mut self.hosts[index];
+        let life = host.life;
+        let Some(agent) = &mut host.agent else { return };
+        let Some(Pending { seq, since, report }) = agent.report.clone() else { return };
+        let age_ms = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
+        let message = Message { seq, age_ms, report, note: None, log: None };
+        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
+        self.send(caller, to, Request::Report(message));
+        self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
+    }
+
+    /// Asks for leave to swap.
+    pub(super) fn ask(
+        &mut self,
+        index: usize,
+        task: TaskId,
+        order: Order,
+        events: &mut VecDeque<Event>,
+    ) {
+        let now = self.now;
+        let host = &mut self.hosts[index];
+        let (life, instance) = (host.life, host.name.clone());
+        let Some(agent) = &mut host.agent else { return };
+        let seq = agent.next_seq();
+        agent.question = Some(Asked { seq, sent: now, task, order });
+        events.push_back(Event::Asked(seq));
+        let question = Question { version: VERSION, group: group(), instance, seq, order };
+        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
+        self.send(caller, to, Request::Ask(question));
+        self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
+    }
+
+    /// A request of this number has waited for long enough.
+    pub(super) fn is_late(&mut self, index: usize, seq: u64) -> Result<(), String> {
+        let (now, count) = (self.now, self.coordinators.len());
+        let Some(agent) = &mut self.hosts[index].agent else { return Ok(()) };
+        let is_poll = agent.poll.take_if(|poll| *poll == seq).is_some();
+        let is_report = agent.report.as_ref().is_some_and(|report| report.seq == seq);
+        let question = agent.question.take_if(|question| question.seq == seq);
+        if !is_poll && !is_report && question.is_none() {
+            return Ok(());
+        }
+        if now > agent.turned + ANSWERED_WITHIN {
+            // Of several requests that wait for one coordinator, the first turns away from it.
+            (agent.at, agent.turned) = ((agent.at + 1) % count, now);
+        }
+        if is_poll {
+            self.poll(index);
+        }
+        if is_report {
+            self.send_report(index);
+        }
+        if let Some(question) = question {
+            let cause = towline_protocol::report::Cause::Fetch;
+            return self.done(index, question.task, Outcome::Failed(cause, "silence".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// A task ended.
+    pub(super) fn done(
+        &mut self,
+        index: usize,
+        task: TaskId,
+        outcome: Outcome,
+    ) -> Result<(), String> {
+        if let Some(agent) = &mut self.hosts[index].agent {
+            agent.task.take_if(|(id, _)| *id == task);
+        }
+        self.step(index, Event::Done(task, outcome))
+    }
+
+    /// An answer has come.
+    pub(super) fn agent_hears(
+        &mut self,
+        index: usize,
+        life: u64,
+        seq: u64,
+        reply: Reply,
+    ) -> Result<(), String> {
+        let host = &mut self.hosts[index];
+        let Some(agent) = host.agent.as_mut().filter(|_| host.life == life) else { return Ok(()) };
+        match reply {
+            Reply::Word(bytes) => {
+                if agent.poll.take_if(|poll| *poll == seq).is_none() {
+                    return Ok(());
+                }
+                if let Some(bytes) = bytes {
+                    let answer: Answer =
+                        serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+                    agent.seen = Some(answer.id);
+                    self.step(index, Event::Told(answer.word))?;
+                }
+                self.poll(index);
+                Ok(())
+            }
+            Reply::Acknowledged => {
+                agent.report.take_if(|report| report.seq == seq);
+                self.check_acknowledged(index, seq)
+            }
+            Reply::Permission(Permission { permit, valid_s, .. }) => {
+                let Some(asked) = agent.question.take_if(|question| question.seq == seq) else {
+                    return Ok(());
+                };
+                let outcome = if permit.is_some() {
+                    let until = asked.sent + Duration::from_secs(valid_s.into()) - agent.started;
+                    agent.leave = Some(asked);
+                    Outcome::Permitted(Leave { until: Some(until) })
+                } else {
+                    Outcome::Denied
+                };
+                self.done(index, asked.task, outcome)
+            }
+            // It tries again at its deadline.
+            Reply::Changed | Reply::Refused(_) => Ok(()),
+        }
+    }
+}
