@@ -447,7 +447,7 @@ impl State {
     }
 }
 
-fn refusal(error: StoreError) -> ErrorBody {
+pub(crate) fn refusal(error: StoreError) -> ErrorBody {
     error!(error = chain(&error), "the store could not be used");
     let hint = error.hint();
     let message = format!("the coordinator could not use its store: {error}");
