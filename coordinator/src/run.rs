@@ -155,9 +155,7 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
 
 fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {
     let mut mirror = MirrorConfig::new(config.data.join("mirrors"));
-    if let Some(git) = &config.mirror.git {
-        mirror.git.clone_from(git);
-    }
+    mirror.git.clone_from(&config.mirror.git);
     mirror.fetch_timeout = config.mirror.fetch();
     mirror.ca_file.clone_from(&config.mirror.ca_file);
     mirror.environment.clone_from(&config.environment);
