@@ -285,7 +285,7 @@ impl World {
                     }
                 };
                 if job.races > RACES_MAX {
-                    return self.finish(at, job.what, Some(Reply::Refused("races".to_owned())));
+                    return self.finish(at, job.what, Some(Reply::Refused));
                 }
                 let is_behind = self.coordinators[at].view < self.store.version();
                 self.coordinators[at].jobs.insert(number, job);
@@ -302,9 +302,7 @@ impl World {
     fn decide(&mut self, at: usize, what: &What) -> Option<(Draft, Option<Reply>, Knowledge)> {
         let moment = self.moment(at);
         let board = self.coordinators[at].board.as_mut()?;
-        let refused = |error: towline_protocol::api::ErrorBody| {
-            (Draft::new(), Some(Reply::Refused(error.message)))
-        };
+        let refused = |_: towline_protocol::api::ErrorBody| (Draft::new(), Some(Reply::Refused));
         let sent = match what {
             What::Step => {
                 let (decision, draft) = board.next_step(&group(), "gate", moment)?;

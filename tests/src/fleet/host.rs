@@ -371,7 +371,7 @@ impl World {
         let age_ms = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
         let message = Message { seq, age_ms, report, note: None, log: None };
         let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
-        self.send(caller, to, Request::Report(message));
+        self.send(caller, to, Request::Report(Box::new(message)));
         self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
     }
 
@@ -478,7 +478,7 @@ impl World {
                 self.done(index, asked.task, outcome)
             }
             // It tries again at its deadline.
-            Reply::Changed | Reply::Refused(_) => Ok(()),
+            Reply::Changed | Reply::Refused => Ok(()),
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) enum Caller {
 #[derive(Debug, Clone)]
 pub(super) enum Request {
     Poll(Poll),
-    Report(Message),
+    Report(Box<Message>),
     Ask(Question),
     Goodbye(Goodbye),
     Operate(Operation),
@@ -48,8 +48,8 @@ pub(super) enum Reply {
     Permission(Permission),
     /// To an operator.
     Changed,
-    /// It could not be carried out; why.
-    Refused(String),
+    /// It could not be carried out.
+    Refused,
 }
 
 impl World {
