@@ -410,6 +410,11 @@ impl Cluster {
             if path == "behaviour.json" {
                 *content = behaviour.to_string().into_bytes();
             }
+            if path == "bin/start" {
+                // What it prints is kept by the agent then, and told where a deploy fails.
+                let text = String::from_utf8_lossy(content).replace(">>run/app.log 2>&1", "2>&1");
+                *content = text.into_bytes();
+            }
             if path == "towline.toml" {
                 let text = String::from_utf8_lossy(content)
                     .replace("http = \"http://127.0.0.1:0/healthz\"", "command = [\"./bin/probe\"]")
