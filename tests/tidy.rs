@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+mod snippets;
+
 /// Files that decide and never act.
 const PURE: &[&str] = &[
     "agent/src/machine",
