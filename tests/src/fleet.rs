@@ -107,6 +107,11 @@ enum Due {
         life: u64,
         seq: u64,
     },
+    /// What was told is told once more.
+    TellsAgain {
+        host: usize,
+        life: u64,
+    },
     AgentStarts(usize),
     AgentGoesOn(usize),
     OperatorWaits(u64),
@@ -318,6 +323,7 @@ impl World {
             Due::Reply(Caller::Agent { host, .. }, _)
             | Due::Task { host, .. }
             | Due::Wake { host, .. }
+            | Due::TellsAgain { host, .. }
             | Due::Late { host, .. } => self.hosts[*host].held.as_mut(),
             _ => None,
         }
@@ -347,6 +353,10 @@ impl World {
             Due::Late { host, life, seq } if self.hosts[host].life == life => {
                 self.is_late(host, seq)
             }
+            Due::TellsAgain { host, life } if self.hosts[host].life == life => {
+                self.tell_again(host);
+                Ok(())
+            }
             Due::AgentStarts(host) => self.start_agent(host),
             Due::AgentGoesOn(host) => {
                 self.agent_goes_on(host);
@@ -363,6 +373,7 @@ impl World {
             | Due::PollOver { .. }
             | Due::Task { .. }
             | Due::Wake { .. }
+            | Due::TellsAgain { .. }
             | Due::Late { .. } => Ok(()),
         }
     }

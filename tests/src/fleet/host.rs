@@ -396,6 +396,33 @@ impl World {
         self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
     }
 
+    /// An agent that is not what it should be asks for leave without having been told to; it tells later
+    /// that it does not use it.
+    pub(super) fn ask_out_of_turn(&mut self, index: usize) {
+        let order = self.store.truth().order();
+        let host = &mut self.hosts[index];
+        let (life, instance) = (host.life, host.name.clone());
+        let is_free = |agent: &&mut Agent| {
+            let journal = agent.machine.journal();
+            agent.question.is_none() && journal.swap.is_none() && journal.leave.is_none()
+        };
+        let Some(agent) = host.agent.as_mut().filter(is_free) else { return };
+        let seq = agent.next_seq();
+        let question = Question { version: VERSION, group: group(), instance, seq, order };
+        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
+        self.tell(|world| format!("{} asks out of turn", world.hosts[index].name));
+        self.send(caller, to, Request::Ask(question));
+        self.later(Duration::from_secs(30), Due::TellsAgain { host: index, life });
+    }
+
+    /// It tells once more what it told.
+    pub(super) fn tell_again(&mut self, index: usize) {
+        let told = self.hosts[index].agent.as_ref().and_then(|agent| agent.told.clone());
+        if let Some(report) = told {
+            self.report(index, report);
+        }
+    }
+
     /// A request of this number has waited for long enough.
     pub(super) fn is_late(&mut self, index: usize, seq: u64) -> Result<(), String> {
         let (now, count) = (self.now, self.coordinators.len());

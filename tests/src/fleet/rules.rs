@@ -48,6 +48,8 @@ pub(super) struct Knowledge {
     /// How many of them count, and who of those is silent, not healthy or not known.
     live: usize,
     unavailable: BTreeSet<Instance>,
+    /// Who is silent, and taken out until it polls again.
+    out: BTreeSet<Instance>,
     /// Who has told that it is not healthy.
     unhealthy: BTreeSet<Instance>,
     /// Who is there, serves the target and is healthy.
@@ -79,6 +81,8 @@ impl Knowledge {
                 if !is_healthy {
                     own.unavailable.insert(instance.clone());
                 }
+            } else {
+                own.out.insert(instance.clone());
             }
             if let (Some(report), Some(target)) = (report, target)
                 && is_healthy
@@ -238,6 +242,9 @@ impl World {
             if own.value.id != permit.id {
                 return wrong("it holds another one");
             }
+            if own.value.order == permit.order && own.value.given_ms != permit.given_ms {
+                return wrong("its deadline is put off");
+            }
             if own.value.seq > permit.seq {
                 return wrong("its question is older than that of the permit it holds");
             }
@@ -279,7 +286,8 @@ impl World {
         if is_new && !knowledge.unhealthy.contains(instance) {
             let without =
                 |other: &&Instance| *other != instance && !before.open.contains_key(*other);
-            let used = before.open.len() + knowledge.unavailable.iter().filter(without).count();
+            let permits = before.open.keys().filter(|holder| !knowledge.out.contains(*holder));
+            let used = permits.count() + knowledge.unavailable.iter().filter(without).count();
             let max = budget(truth, knowledge.live);
             if used >= max {
                 return wrong(&format!("{used} are unavailable, {max} may be"));
