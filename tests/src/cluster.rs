@@ -19,8 +19,9 @@ use crate::host::{self, Host, PATIENCE};
 use crate::origin::{Origin, Repo};
 
 /// The health check of an app of which several run on one host: each listens where its own file says, so
-/// that no address can stand in the recipe that all of them share.
+/// that no address can stand in the recipe that all of them share. `run/sick` makes one of them unhealthy.
 const PROBE: &str = r#"#!/bin/bash
+[ ! -e run/sick ] || { echo 'run/sick is there'; exit 1; }
 exec 3<>"/dev/tcp/127.0.0.1/$(cat run/port)" || exit 1
 printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3
 answer=$(cat <&3)
@@ -411,8 +412,9 @@ impl Cluster {
                 *content = behaviour.to_string().into_bytes();
             }
             if path == "bin/start" {
-                // What it prints is kept by the agent then, and told where a deploy fails.
-                let text = String::from_utf8_lossy(content).replace(">>run/app.log 2>&1", "2>&1");
+                // What it says goes where the agent looks for it: to where the agent starts it.
+                let text = String::from_utf8_lossy(content).replace(" >>run/app.log 2>&1", "");
+                assert!(!text.contains("app.log"), "the script is as it was: {text}");
                 *content = text.into_bytes();
             }
             if path == "towline.toml" {
