@@ -144,7 +144,7 @@ fn presence(look: &Look<'_>, record: &InstanceRecord, view: &InstanceView, story
                     budget.used, budget.max
                 ));
             }
-            story.next("on the instance: systemctl status towline-agent");
+            story.next(format!("on the instance: systemctl status towline-{group}"));
             story.next(format!(
                 "once it is gone for good: towline forget {instance} --group {group}"
             ));
