@@ -15,7 +15,10 @@ fn await_permit(cluster: &Cluster) -> String {
 }
 
 fn host<'a>(cluster: &'a mut Cluster, instance: &str) -> &'a mut Host {
-    let number: usize = instance.strip_prefix("i-").unwrap().parse().unwrap();
+    let number: usize = instance
+        .strip_prefix("i-")
+        .and_then(|number| number.parse().ok())
+        .expect("instances are numbered");
     &mut cluster.hosts[number - 1]
 }
 
