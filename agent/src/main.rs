@@ -24,9 +24,13 @@ const FAILED: u8 = 1;
 const TRY_LATER: u8 = 75;
 const CONFIG: u8 = 78;
 
+/// What `--help` says at its end.
+const EXITS: &str =
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 try later, 78 wrong configuration.";
+
 /// Keeps this instance on the revision that its group should run.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = EXITS)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

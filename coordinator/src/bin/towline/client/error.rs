@@ -176,7 +176,7 @@ impl ClientError {
                     _ => None,
                 });
             }
-            ClientError::Certificates { .. } => "use PEM certificates",
+            ClientError::Certificates { .. } => "name a file of PEM certificates",
             ClientError::Unreachable { .. } => {
                 "is it running there? --coordinator or TOWLINE_COORDINATOR say where it is"
             }

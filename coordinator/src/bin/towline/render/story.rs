@@ -123,7 +123,9 @@ fn batches(last: Option<&RolloutView>, view: &RolloutView, decisions: &[Decided]
         let text = text.trim_end_matches([':', ' ']).to_owned();
         let since = view.members.iter().filter(own).map(|member| member.at).max();
         let at = match batch.stage {
-            BatchStage::Offered | BatchStage::Bakes => since.unwrap_or_else(|| latest(view)),
+            // A member may rest since long before.
+            BatchStage::Offered => latest(view),
+            BatchStage::Bakes => since.unwrap_or_else(|| latest(view)),
             _ => latest(view),
         };
         told.push(Told { at, tone: Tone::Plain, word: batch.name.clone(), text });
