@@ -23,6 +23,7 @@ use crate::random::Random;
 mod coordinator;
 mod ending;
 mod host;
+mod messages;
 mod network;
 mod operators;
 mod rules;
