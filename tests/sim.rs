@@ -1,5 +1,7 @@
 //! The machine in a simulated world, one seed after another.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use towline_tests::fleet;
 use towline_tests::world::World;
 
@@ -33,14 +35,30 @@ fn a_fleet_keeps_its_promises_and_converges() {
         return;
     }
     let seeds = number("TOWLINE_SIM_SEEDS").unwrap_or(1_000);
-    for seed in 0..seeds {
-        if fleet::World::new(seed, false).live(TROUBLES).is_err() {
-            // The same again, with what led there.
-            let broken = fleet::World::new(seed, true).live(TROUBLES).unwrap_err();
-            panic!(
-                "seed {seed}: {broken}\n  replay: TOWLINE_SIM_SEED={seed} cargo test --test sim"
-            );
+    // Each world is one thread's; several worlds at a time.
+    let next = AtomicU64::new(0);
+    let worker = || -> Option<u64> {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                return None;
+            }
+            if fleet::World::new(seed, false).live(TROUBLES).is_err() {
+                next.store(seeds, Ordering::Relaxed);
+                return Some(seed);
+            }
         }
+    };
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let broken = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        let ended = workers.into_iter().map(|worker| worker.join().unwrap());
+        ended.flatten().min()
+    });
+    if let Some(seed) = broken {
+        // The same again, with what led there.
+        let broken = fleet::World::new(seed, true).live(TROUBLES).unwrap_err();
+        panic!("seed {seed}: {broken}\n  replay: TOWLINE_SIM_SEED={seed} cargo test --test sim");
     }
 }
 

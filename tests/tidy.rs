@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+mod snippets;
+
 /// Files that decide and never act.
 const PURE: &[&str] = &[
     "agent/src/machine",
@@ -124,7 +126,10 @@ fn files() -> Vec<String> {
 fn code() -> Vec<(String, String)> {
     let is_product = |name: &String| {
         let products = ["agent/src", "coordinator/src", "protocol/src"];
-        name.ends_with(".rs") && products.iter().any(|product| name.starts_with(product))
+        let is_test = name.ends_with("/tests.rs") || name.contains("/tests/");
+        name.ends_with(".rs")
+            && !is_test
+            && products.iter().any(|product| name.starts_with(product))
     };
     let code = files().into_iter().filter(is_product).map(|name| {
         let text = std::fs::read_to_string(root().join(&name)).expect("it is text");

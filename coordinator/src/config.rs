@@ -51,7 +51,7 @@ pub struct Tls {
 }
 
 /// How mirrors are kept.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mirror {
     /// By host (with its port, where that is not 443), a file that holds a token, or `user:password`.
@@ -59,16 +59,27 @@ pub struct Mirror {
     /// PEM certificates to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// The `git` program; `git` by default.
-    pub git: Option<PathBuf>,
+    pub git: PathBuf,
     /// How long one fetch may take, in seconds; 600 by default.
-    pub fetch_s: Option<u64>,
+    pub fetch_s: u64,
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self {
+            credentials: BTreeMap::new(),
+            ca_file: None,
+            git: PathBuf::from("git"),
+            fetch_s: 600,
+        }
+    }
 }
 
 impl Mirror {
     /// Returns how long one fetch may take.
     #[must_use]
     pub fn fetch(&self) -> Duration {
-        Duration::from_secs(self.fetch_s.unwrap_or(600))
+        Duration::from_secs(self.fetch_s)
     }
 }
 

@@ -257,13 +257,17 @@ impl Desk {
             &Act,
         ) -> Result<(Draft, T), ErrorBody>,
     ) -> Result<T, ErrorBody> {
-        self.settle(|board, now| {
-            let clock = board.clock(group, now);
-            let attendance = board.attendance(group);
-            let act = board.act(by, reason.clone(), now);
-            decide(board.records(), &attendance, clock, &act)
-        })
-        .await
+        failpoint::reach("before-change");
+        let answer = self
+            .settle(|board, now| {
+                let clock = board.clock(group, now);
+                let attendance = board.attendance(group);
+                let act = board.act(by, reason.clone(), now);
+                decide(board.records(), &attendance, clock, &act)
+            })
+            .await?;
+        failpoint::reach("after-change");
+        Ok(answer)
     }
 
     /// Lets the board decide until its draft wins its race.
@@ -347,19 +351,22 @@ impl Desk {
         self.hear(group, instance);
         self.settle(|board, now| Ok((board.join(&poll, now)?.unwrap_or_default(), ()))).await?;
         let polled = self.state().board.poll(&poll)?;
-        let woken = match polled {
-            Polled::Answered(bytes) => return Ok(Some(bytes)),
-            Polled::Parked(woken) => woken,
+        let answer = match polled {
+            Polled::Answered(bytes) => Some(bytes),
+            Polled::Parked(woken) => match tokio::time::timeout(self.inner.wait, woken).await {
+                Ok(Ok(bytes)) => Some(bytes),
+                // Another poll of this instance took its place, or the coordinator stops.
+                Ok(Err(_)) => None,
+                Err(_) => {
+                    self.state().board.leave(group, instance);
+                    None
+                }
+            },
         };
-        match tokio::time::timeout(self.inner.wait, woken).await {
-            Ok(Ok(bytes)) => Ok(Some(bytes)),
-            // Another poll of this instance took its place, or the coordinator stops.
-            Ok(Err(_)) => Ok(None),
-            Err(_) => {
-                self.state().board.leave(group, instance);
-                Ok(None)
-            }
+        if answer.is_some() {
+            failpoint::reach("before-answer");
         }
+        Ok(answer)
     }
 
     /// Takes up a report; returns when it is durable.
@@ -440,7 +447,7 @@ impl State {
     }
 }
 
-fn refusal(error: StoreError) -> ErrorBody {
+pub(crate) fn refusal(error: StoreError) -> ErrorBody {
     error!(error = chain(&error), "the store could not be used");
     let hint = error.hint();
     let message = format!("the coordinator could not use its store: {error}");

@@ -58,7 +58,7 @@ impl std::fmt::Debug for Api {
 
 struct Inner {
     desk: Desk,
-    mirror: Option<Mirror>,
+    mirror: Option<Arc<Mirror>>,
     keys: Keys,
     stop: CancellationToken,
     operators: Semaphore,
@@ -72,7 +72,12 @@ impl Api {
     /// Returns the API of a desk. `mirror`: what checks commits, where repositories are mirrored; `keys`:
     /// who may come in; `stop`: streams end with it, and it is no longer ready.
     #[must_use]
-    pub fn new(desk: Desk, mirror: Option<Mirror>, keys: Keys, stop: CancellationToken) -> Self {
+    pub fn new(
+        desk: Desk,
+        mirror: Option<Arc<Mirror>>,
+        keys: Keys,
+        stop: CancellationToken,
+    ) -> Self {
         let inner = Inner {
             desk,
             mirror,
@@ -92,7 +97,7 @@ impl Api {
     }
 
     pub(crate) fn mirror(&self) -> Option<&Mirror> {
-        self.inner.mirror.as_ref()
+        self.inner.mirror.as_deref()
     }
 
     pub(crate) fn keys(&self) -> &Keys {

@@ -19,7 +19,7 @@ use axum::http::request::Parts;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::api::{Code, ErrorBody, JoinSecret, Role, TokenCreated, TokenView};
-use towline_protocol::ids::Group;
+use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Join, Joined};
 use towline_protocol::time::Timestamp;
 use tracing::warn;
@@ -75,7 +75,7 @@ pub async fn keys(
         });
     }
     let (check, join, create) = (ring.clone(), ring.clone(), ring.clone());
-    let (list, revoke, secret) = (ring.clone(), ring.clone(), ring);
+    let (list, revoke, secret, dismiss) = (ring.clone(), ring.clone(), ring.clone(), ring);
     Ok(Keys {
         check: Arc::new(move |parts: &Parts| {
             let door = parts.extensions.get::<Door>().copied();
@@ -122,6 +122,10 @@ pub async fn keys(
                 Ok((draft, JoinSecret { group, secret: secret.expose().to_owned() }))
             }
             .boxed()
+        }),
+        dismiss: Arc::new(move |(group, instance), _| {
+            let ring = dismiss.clone();
+            async move { ring.dismiss(&group, &instance).await }.boxed()
         }),
     })
 }
@@ -271,6 +275,16 @@ impl Ring {
         Ok((draft, Joined { token: secret.expose().to_owned() }))
     }
 
+    /// Ends the token of an instance, where it has one.
+    async fn dismiss(&self, group: &Group, instance: &Instance) -> Made<()> {
+        let key = auth::agent_key(group, instance);
+        let agent = self.desk.store().get(&key).await.map_err(|error| unavailable(&error))?;
+        let writes = agent.as_ref().map(auth::dismiss).transpose().map_err(refusal)?;
+        // Should it join at this very moment, it is not this token that ends.
+        let compares = vec![Compare { key, version: agent.map(|agent| agent.version) }];
+        Ok((Draft::of(Commit { compares, writes: writes.unwrap_or_default() }), ()))
+    }
+
     fn tokens(&self) -> Vec<TokenView> {
         let view = |entry: &Entry| {
             let record: TokenRecord = serde_json::from_slice(&entry.value).ok()?;
@@ -344,16 +358,14 @@ mod tests {
         assert!(matches!(caller, Caller::Operator { role: Role::Viewer, .. }), "{caller:?}");
         let wrong = made.secret.replacen("tlo_", "tla_", 1);
         assert_eq!(ask(&keys, Door::Net, Some(&wrong)).await, Err(Code::Unauthenticated));
-        let (draft, ()) = loop {
-            // The list is what the store told of last.
-            match (keys.revoke)(made.token.id.clone(), act(&desk)).await {
-                Ok(made) => break made,
-                Err(_) => tokio::task::yield_now().await,
+        loop {
+            // The list is what the store told of last; and the note that it was used may be newer.
+            if let Ok((draft, ())) = (keys.revoke)(made.token.id.clone(), act(&desk)).await
+                && desk.save(draft).await.unwrap()
+            {
+                break;
             }
-        };
-        if !desk.save(draft).await.unwrap() {
-            let (draft, ()) = (keys.revoke)(made.token.id.clone(), act(&desk)).await.unwrap();
-            assert!(desk.save(draft).await.unwrap());
+            tokio::task::yield_now().await;
         }
         while ask(&keys, Door::Net, Some(&made.secret)).await.is_ok() {
             tokio::task::yield_now().await;

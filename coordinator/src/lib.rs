@@ -28,4 +28,5 @@ pub mod run;
 pub mod server;
 pub mod store;
 pub mod tls;
+pub mod upkeep;
 pub mod views;

@@ -201,7 +201,8 @@ impl Mirror {
     /// Is this commit part of the branch's history, as the origin has it now? `false` where it is not
     /// known at all.
     ///
-    /// Fetches, unless a fetch that succeeded began in the last 30 seconds and brought the branch.
+    /// Fetches, unless a fetch that succeeded began in the last 30 seconds and brought the commit: a no is
+    /// always a fresh one.
     ///
     /// # Errors
     ///
@@ -219,9 +220,9 @@ impl Mirror {
         let repository = self.repository(url)?;
         repository.refresh(Wanted::Good(BRANCH_AGE_MAX)).await?;
         match repository.is_below(revision, branch).await {
-            // It may have been made since.
-            Ok(None) | Err(MirrorError::Broken { .. }) => {}
-            Ok(Some(is_on)) => return Ok(is_on),
+            Ok(Some(true)) => return Ok(true),
+            // Branch or commit may have been pushed since: a no is asked for anew.
+            Ok(Some(false) | None) | Err(MirrorError::Broken { .. }) => {}
             Err(error) => return Err(error),
         }
         repository.refresh(Wanted::Since(asked)).await?;
@@ -627,6 +628,10 @@ mod tests {
         // Fetched once more, because it was not there just now.
         world.git(&["branch", "late", base.as_str()], "");
         assert!(mirror.is_on_branch(url, &base, "late").await.unwrap());
+
+        // Pushed a moment after the last fetch, and released at once.
+        world.git(&["update-ref", "refs/heads/late", merge.as_str()], "");
+        assert!(mirror.is_on_branch(url, &merge, "late").await.unwrap(), "a no is a fresh one");
 
         // Pushed by force, and one branch in the place of a folder of branches.
         world.git(&["update-ref", "refs/heads/main", left.as_str()], "");

@@ -374,6 +374,19 @@ impl Draft {
         Self { commit }
     }
 
+    /// Adds what another draft compares and writes.
+    pub fn join(&mut self, other: Draft) {
+        for compare in other.commit.compares {
+            if self.commit.compares.iter().all(|own| own.key != compare.key) {
+                self.commit.compares.push(compare);
+            }
+        }
+        for write in other.commit.writes {
+            self.commit.writes.retain(|own| key_of(own) != key_of(&write));
+            self.commit.writes.push(write);
+        }
+    }
+
     /// Returns the commit.
     #[must_use]
     pub fn into_commit(self) -> Commit {

@@ -27,6 +27,7 @@ use crate::server::{self, ListenError, Server};
 use crate::store::embedded::Embedded;
 use crate::store::{Commit, Compare, Outcome, Store, StoreError, Write};
 use crate::tls::{Shown, TlsError};
+use crate::upkeep;
 
 /// The socket in the data directory by which root does everything.
 pub const SOCKET: &str = "admin.sock";
@@ -122,6 +123,8 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
         warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
     }
     let keys = keys::keys(&desk, config.is_open, &stop).await?;
+    let mirror = Arc::new(mirror);
+    tokio::spawn(upkeep::keep(desk.clone(), Arc::clone(&mirror), stop.clone()));
     let api = Api::new(desk.clone(), Some(mirror), keys, stop.clone());
     let server = Server::new(http::router(api), config.connections, stop.clone());
     let acceptor = match &shown {
@@ -152,9 +155,7 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
 
 fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {
     let mut mirror = MirrorConfig::new(config.data.join("mirrors"));
-    if let Some(git) = &config.mirror.git {
-        mirror.git.clone_from(git);
-    }
+    mirror.git.clone_from(&config.mirror.git);
     mirror.fetch_timeout = config.mirror.fetch();
     mirror.ca_file.clone_from(&config.mirror.ca_file);
     mirror.environment.clone_from(&config.environment);

@@ -225,6 +225,18 @@ fn a_verified_branch_refuses_commits_that_are_not_on_it() {
 }
 
 #[test]
+fn without_a_branch_an_origin_that_gives_nothing_by_its_id_is_told_with_what_to_set() {
+    let mut world = World::with(Kind::Plain, "", "");
+    world.repo.give_any_commit(false);
+    let good = world.commit_good();
+    world.commit_good();
+    world.host.target(&good);
+    let (code, log) = world.host.once();
+    assert_eq!(code, 75, "{log}");
+    assert!(log.contains("set git.branch"), "{log}");
+}
+
+#[test]
 fn a_list_of_refs_without_end_is_given_up_and_costs_bounded_memory() {
     let mut world = World::new(Kind::Plain);
     let good = world.commit_good();

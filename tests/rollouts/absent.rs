@@ -19,9 +19,7 @@ fn a_silent_instance_holds_budget_is_set_aside_and_is_taken_up_when_it_comes_bac
     cluster.await_converged(3);
     let pid = cluster.hosts[2].agent_pid();
     pause(pid, true);
-    towline_tests::cluster::await_some("it to be silent", || {
-        (cluster.coordinator.counts()["silent"] == 1).then_some(())
-    });
+    cluster.coordinator.await_count("silent", 1);
     let why = cluster.coordinator.must(&["why", "i-03"]);
     assert!(why.contains("silent") && why.contains("forget"), "{why}");
     let second = cluster.commit(&json!({}));

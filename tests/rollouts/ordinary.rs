@@ -52,7 +52,10 @@ fn a_bad_release_stops_at_its_canary_and_is_rolled_back_and_its_log_can_be_read(
     let failed: Vec<&Value> = failed.filter(|member| member["standing"] == "failed").collect();
     assert_eq!(failed.len(), 1);
     let logs = cluster.coordinator.must(&["logs", failed[0]["instance"].as_str().unwrap()]);
-    assert!(logs.contains("behaviour"), "what the app said when it crashed: {logs}");
+    assert!(
+        logs.contains("this revision crashes when it starts"),
+        "what the app said when it crashed: {logs}"
+    );
     let again = cluster.coordinator.say(&["release", "web", &bad]);
     assert_eq!(again.code, 1);
     assert!(again.err.contains("quarantine"), "{}", again.err);

@@ -98,3 +98,61 @@ fn a_plan_is_what_the_rollout_then_does() {
         assert_eq!(batch["members"], opened[index], "{}", batch["name"]);
     }
 }
+
+#[test]
+fn a_release_to_some_stops_there_until_it_is_resumed() {
+    let (mut cluster, first) = Cluster::serving(3, QUICK);
+    let second = cluster.commit(&json!({}));
+    cluster.coordinator.must(&["release", "web", &second, "--only", "i-02"]);
+    cluster.hosts[1].await_serving(&second);
+    let stands = cluster.coordinator.await_state("paused");
+    assert_eq!(stands["budget"]["permits"], 0, "{stands:#}");
+    let why = cluster.coordinator.must(&["why", "web"]);
+    assert!(why.contains("towline rollout resume web"), "{why}");
+    for place in [0, 2] {
+        assert_eq!(cluster.hosts[place].current().as_ref(), Some(&first));
+    }
+    cluster.coordinator.must(&["rollout", "resume", "web"]);
+    cluster.coordinator.await_state("converged");
+    cluster.await_all(&second);
+    cluster.await_converged(3);
+}
+
+#[test]
+fn what_one_instance_has_rejected_it_tries_again_when_it_is_told_to() {
+    let (mut cluster, _) = Cluster::serving(2, QUICK);
+    cluster.set_policy(&format!("on_failure = \"halt\"\n{QUICK}"));
+    let second = cluster.commit(&json!({}));
+    let plan = cluster.coordinator.ask(&["plan", "web", &second])["plan"].clone();
+    let canary = plan["batches"][0]["members"][0].as_str().unwrap().to_owned();
+    let place: usize = canary.strip_prefix("i-").unwrap().parse().unwrap();
+    let sick = cluster.hosts[place - 1].dir().join("shared/run/sick");
+    std::fs::write(&sick, "").unwrap();
+    let said = cluster.coordinator.towline(&["release", "web", &second, "--watch"]);
+    let watching = std::thread::spawn({
+        let mut command = said;
+        move || command.output().expect("the command was built")
+    });
+    cluster.hosts[place - 1].await_status("it to reject it", |status| status["rejected"] == true);
+    std::fs::remove_file(&sick).unwrap();
+    let watched = watching.join().unwrap();
+    assert_eq!(watched.status.code(), Some(3), "halted: {watched:?}");
+    assert_eq!(cluster.coordinator.rollout()["state"], "halted");
+    let why = cluster.coordinator.must(&["why", &canary]);
+    assert!(why.contains("was rejected here after its swap"), "{why}");
+    assert!(why.contains(&format!("towline retry web --instance {canary}")), "{why}");
+    let logs = cluster.coordinator.must(&["logs", &canary]);
+    assert!(logs.contains("run/sick is there"), "{logs}");
+    assert_eq!(
+        cluster.coordinator.ask(&["quarantine", "list", "web"])["quarantines"][0]["quarantine"],
+        json!([]),
+        "it is not the revision's fault until an operator says so"
+    );
+    cluster.coordinator.must(&["rollout", "resume", "web"]);
+    cluster.coordinator.must(&["retry", "--instance", &canary, "--reason", "its disk was full"]);
+    cluster.coordinator.await_state("converged");
+    cluster.await_all(&second);
+    cluster.await_converged(2);
+    let story = cluster.coordinator.rollout()["decisions"].to_string();
+    assert!(story.contains("ordered to try again by operator: its disk was full"), "{story}");
+}

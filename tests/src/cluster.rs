@@ -19,8 +19,9 @@ use crate::host::{self, Host, PATIENCE};
 use crate::origin::{Origin, Repo};
 
 /// The health check of an app of which several run on one host: each listens where its own file says, so
-/// that no address can stand in the recipe that all of them share.
+/// that no address can stand in the recipe that all of them share. `run/sick` makes one of them unhealthy.
 const PROBE: &str = r#"#!/bin/bash
+[ ! -e run/sick ] || { echo 'run/sick is there'; exit 1; }
 exec 3<>"/dev/tcp/127.0.0.1/$(cat run/port)" || exit 1
 printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3
 answer=$(cat <&3)
@@ -103,6 +104,18 @@ impl Coordinator {
         self.client.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its address for root and its own user: the socket.
+    #[must_use]
+    pub fn socket(&self) -> String {
+        format!("unix:{}", self.data().join("admin.sock").display())
+    }
+
     /// Sets a variable of the coordinators that are started from now on.
     pub fn set_environment(&mut self, name: &str, value: Option<&str>) {
         self.environment.retain(|(known, _)| known != name);
@@ -141,6 +154,14 @@ impl Coordinator {
         let mut command = Command::new(binary("towline-coordinator"));
         command.args(["run", "--log", "json", "--config"]).arg(config);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// A command line of its own for what stands in its data directory, such as `backup`.
+    #[must_use]
+    pub fn tool(&self, name: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(binary("towline-coordinator"));
+        command.arg(name).arg("--data").arg(self.data()).args(more);
         command
     }
 
@@ -196,10 +217,13 @@ impl Coordinator {
         }
     }
 
-    /// Waits for an end that comes by itself; is it alive still, after all of our patience, this fails.
-    pub fn await_end(&mut self) {
+    /// Waits for an end that comes by itself, at this place; is it alive still, after all of our patience,
+    /// this fails.
+    pub fn await_end(&mut self, place: &str) {
         let mut child = self.child.take().expect("it was started");
-        await_some("the coordinator to end", || child.try_wait().expect("it is ours"));
+        await_some(&format!("the coordinator to end at {place}"), || {
+            child.try_wait().expect("it is ours")
+        });
     }
 
     /// Asks it to end, and waits for that.
@@ -253,6 +277,17 @@ impl Coordinator {
     pub fn counts(&self) -> Value {
         let mut said = self.say(&["skew", "web", "--json"]).json();
         said["skews"][0]["counts"].take()
+    }
+
+    /// Waits until so many instances stand like this.
+    pub fn await_count(&self, status: &str, count: u64) {
+        let mut last = Value::Null;
+        let found = wait(|| {
+            last = self.counts();
+            (last[status] == count).then_some(())
+        });
+        let log = || self.log();
+        found.unwrap_or_else(|| panic!("waited for {count} {status}\n{last:#}\n{}", log()));
     }
 
     /// Makes the group `web` with this policy.
@@ -331,6 +366,11 @@ impl Cluster {
         self.coordinator.set_group(&format!("repository = {url:?}\n{policy}"));
     }
 
+    /// Adds tables to the config of the hosts that are laid out from now on.
+    pub fn add_config(&mut self, more: &str) {
+        self.more.push_str(more);
+    }
+
     /// Likewise, around a coordinator that runs. `more`: further tables of the hosts' config.
     #[must_use]
     pub fn around(coordinator: Coordinator, policy: &str, more: &str) -> Self {
@@ -357,25 +397,32 @@ impl Cluster {
         (cluster, good)
     }
 
-    /// Commits the app with another behaviour.
+    /// Commits the app with another behaviour. `window_s`: how long it must be healthy, 1 s by default.
     pub fn commit(&mut self, behaviour: &Value) -> String {
         self.commit_as(behaviour, "A change")
     }
 
     /// Likewise, with a subject.
     pub fn commit_as(&mut self, behaviour: &Value, subject: &str) -> String {
+        let window_s = behaviour["window_s"].as_u64().unwrap_or(1);
         let number = self.tip.as_deref().unwrap_or("the first").to_owned();
         let mut files = app::files(Kind::Plain, 0);
         for (path, content, _) in &mut files {
             if path == "behaviour.json" {
                 *content = behaviour.to_string().into_bytes();
             }
+            if path == "bin/start" {
+                // What it says goes where the agent looks for it: to where the agent starts it.
+                let text = String::from_utf8_lossy(content).replace(" >>run/app.log 2>&1", "");
+                assert!(!text.contains("app.log"), "the script is as it was: {text}");
+                *content = text.into_bytes();
+            }
             if path == "towline.toml" {
                 let text = String::from_utf8_lossy(content)
                     .replace("http = \"http://127.0.0.1:0/healthz\"", "command = [\"./bin/probe\"]")
                     .replace("revision = { json = \"/revision\" }\n", "")
                     .replace("every_s = 0.5", "every_s = 0.3")
-                    .replace("healthy_for_s = 3", "healthy_for_s = 1")
+                    .replace("healthy_for_s = 3", &format!("healthy_for_s = {window_s}"))
                     .replace("start_s = 10", "start_s = 5");
                 assert!(text.contains("bin/probe"), "the recipe is as it was: {text}");
                 *content = text.into_bytes();

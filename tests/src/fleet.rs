@@ -41,6 +41,9 @@ use store::Store;
 /// How long polls hang; short, so that leases are.
 const WAIT_S: u32 = 5;
 
+/// How much may happen in one fleet; ten times of what does.
+const EVENTS_MAX: u64 = 400_000;
+
 /// How many lines of a trace are shown, unless all of it is asked for.
 const SHOWN_MAX: usize = 150;
 
@@ -105,6 +108,11 @@ enum Due {
         life: u64,
         seq: u64,
     },
+    /// What was told is told once more.
+    TellsAgain {
+        host: usize,
+        life: u64,
+    },
     AgentStarts(usize),
     AgentGoesOn(usize),
     OperatorWaits(u64),
@@ -119,6 +127,7 @@ pub struct World {
     due: BTreeMap<(Duration, u64), Due>,
     /// Counts whatever needs a number.
     number: u64,
+    events: u64,
     store: Store,
     coordinators: Vec<Coordinator>,
     hosts: Vec<Host>,
@@ -147,6 +156,7 @@ impl World {
             has_faults: true,
             due: BTreeMap::new(),
             number: 0,
+            events: 0,
             store: Store::default(),
             coordinators: Vec::new(),
             hosts: Vec::new(),
@@ -294,6 +304,10 @@ impl World {
 
     /// The next thing happens.
     fn advance(&mut self) -> Result<(), String> {
+        self.events += 1;
+        if self.events > EVENTS_MAX {
+            return Err("more happens than a fleet of this size should need".to_owned());
+        }
         let Some(((at, _), due)) = self.due.pop_first() else {
             return Err("nothing will ever happen again".to_owned());
         };
@@ -316,6 +330,7 @@ impl World {
             Due::Reply(Caller::Agent { host, .. }, _)
             | Due::Task { host, .. }
             | Due::Wake { host, .. }
+            | Due::TellsAgain { host, .. }
             | Due::Late { host, .. } => self.hosts[*host].held.as_mut(),
             _ => None,
         }
@@ -345,6 +360,10 @@ impl World {
             Due::Late { host, life, seq } if self.hosts[host].life == life => {
                 self.is_late(host, seq)
             }
+            Due::TellsAgain { host, life } if self.hosts[host].life == life => {
+                self.tell_again(host);
+                Ok(())
+            }
             Due::AgentStarts(host) => self.start_agent(host),
             Due::AgentGoesOn(host) => {
                 self.agent_goes_on(host);
@@ -361,6 +380,7 @@ impl World {
             | Due::PollOver { .. }
             | Due::Task { .. }
             | Due::Wake { .. }
+            | Due::TellsAgain { .. }
             | Due::Late { .. } => Ok(()),
         }
     }

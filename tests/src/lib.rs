@@ -13,4 +13,5 @@ pub mod origin;
 pub mod random;
 pub mod script;
 pub mod stage;
+pub mod wire;
 pub mod world;

@@ -262,6 +262,9 @@ impl Cache {
                 (Err(_), Some(error)) => return Err(error.into()),
                 // Or knows nothing of single commits, or of shallow ones.
                 (Err(_), None) if origin.branch.is_some() => {}
+                (Err(error), None) if is_about_ids(&error) => {
+                    return Err(FetchError::NotFound { revision: revision.clone() });
+                }
                 (Err(error), None) => return Err(FetchError::Git(boxed(error))),
             }
         }
@@ -380,6 +383,11 @@ pub(super) fn is_about_objects(error: &git2::Error) -> bool {
 fn is_not_ours(said: &str) -> bool {
     // upload-pack's own words; others say the like.
     said.contains("not our ref") || said.contains("unadvertised object")
+}
+
+/// Did libgit2 not even ask, because the server does not offer commits by their ids?
+fn is_about_ids(error: &git2::Error) -> bool {
+    error.message().contains("fetch a specific object")
 }
 
 /// Did the disk, or a quota on it, give no more? libgit2 has the operating system's words for it only.

@@ -126,6 +126,8 @@ pub struct Keys {
     pub revoke: Make<String, ()>,
     /// A new join secret of a group.
     pub join_secret: Make<Group, JoinSecret>,
+    /// The end of an instance's own token, so that it can join again.
+    pub dismiss: Make<(Group, Instance), ()>,
 }
 
 impl std::fmt::Debug for Keys {

@@ -375,9 +375,13 @@ async fn forget(
 ) -> Result<Answer, Refused> {
     asked.end()?;
     let (name, instance): (Group, Instance) = (at.get("group")?, at.get("instance")?);
+    let act = api.act(&change.caller);
+    // Its name is free again: whoever joins next under it gets a token.
+    let (ends, ()) = (api.keys().dismiss)((name.clone(), instance.clone()), act).await?;
     api.decide(&change, &name, change.value.reason.clone(), |on| {
         let draft = reports::left(on.state, &instance, None, on.act.at);
         let mut draft = draft.ok_or_else(|| unknown_instance(on.state, &instance))?;
+        draft.join(ends.clone());
         on.note(&mut draft, &format!("{instance} forgotten"));
         Ok((draft, Answer::Done))
     })

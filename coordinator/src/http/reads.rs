@@ -110,7 +110,8 @@ impl Api {
         let past = self.desk().load::<Rollout>(&key::past(group, generation)).await?;
         let past = past.ok_or_else(|| {
             let message = format!("{group} has had no rollout of generation {generation}");
-            Refused::new(Code::NotFound, message)
+            let hint = format!("`towline rollout show {group}` shows the newest");
+            Refused::new(Code::NotFound, message).hint(hint)
         })?;
         self.look(group, commits, |look| Ok(rollout::view(look, &past, next(look, &past))))
     }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::api::{
     Code, ErrorBody, IDEMPOTENCY_HEADER, Role, TokenCreated, TokenRequest, TokenView,
 };
+use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::Joined;
 use towline_protocol::time::Timestamp;
 
@@ -113,6 +114,11 @@ fn keys() -> Keys {
         list: Arc::new(|()| Box::pin(async { Ok(Vec::new()) })),
         revoke: Arc::new(|_, _| Box::pin(async { Ok((Draft::new(), ())) })),
         join_secret: Arc::new(|_, _| refuse(Code::Conflict)),
+        dismiss: Arc::new(|(_, instance): (Group, Instance), _| {
+            let mut draft = Draft::new();
+            draft.delete(format!("token/of-{instance}"));
+            Box::pin(async move { Ok((draft, ())) })
+        }),
     }
 }
 

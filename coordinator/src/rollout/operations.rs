@@ -310,8 +310,8 @@ fn judge(
     act: &Act,
     draft: &mut Draft,
 ) -> Kept<GroupRecord> {
-    let culprit = rollout.culprit.clone().filter(|_| rollout.state == State::Halted);
-    let culprit = culprit.and_then(|detail| Some((rollout.revision()?.clone(), detail)));
+    let culprit =
+        rollout.culprit.clone().and_then(|detail| Some((rollout.revision()?.clone(), detail)));
     quarantined(state, record, culprit, act, draft)
 }
 

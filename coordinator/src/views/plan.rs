@@ -10,13 +10,13 @@ use serde::de::DeserializeOwned;
 use towline_protocol::api::{Budget, ErrorBody, PAGE_MAX, PlanView, PlannedBatch, ReleaseRequest};
 use towline_protocol::fleet::InstanceRecord;
 use towline_protocol::policy::OnFailure;
-use towline_protocol::rollout::{Batch, Rollout};
+use towline_protocol::rollout::Rollout;
 
 use super::{Look, told};
 use crate::fleet::{self, Attendance, Presence};
 use crate::records::{Draft, GroupState, Kept, key};
+use crate::rollout::batches;
 use crate::rollout::operations::{self, Act};
-use crate::rollout::{batches, gate};
 use crate::store::Write;
 
 /// Returns what a release would do. `refused`: what a mirror says against its commit.
@@ -27,15 +27,19 @@ pub fn view(
     act: &Act,
     refused: Option<ErrorBody>,
 ) -> PlanView {
-    let made = operations::release(look.state, look.attendance, request, act);
-    let (state, refused) = match made {
-        Ok(draft) => (Some(begun(look.state, &draft)), refused),
+    let proposed = operations::propose(look.state, look.attendance, request, act);
+    let (state, refused) = match proposed {
+        Ok(value) => {
+            let rollout = Some(Kept { version: 0, value });
+            (Some(GroupState { rollout, ..look.state.clone() }), refused)
+        }
         Err(error) => (None, Some(error)),
     };
     let state = state.as_ref().unwrap_or(look.state);
     let rollout = if refused.is_none() { state.going() } else { None };
-    let planned = rollout.map(|rollout| whole(state, rollout, look.attendance));
-    let (batches, bake_s) = planned.unwrap_or_default();
+    let batches = rollout.map(|rollout| planned(state, rollout, look.attendance));
+    let batches = batches.unwrap_or_default();
+    let bake_s = batches.iter().map(|batch| batch.bake_s).sum();
     let budget = fleet::budget(state, look.attendance);
     let warnings = rollout.map(|rollout| warnings(look, state, rollout, budget, &batches));
     PlanView {
@@ -74,42 +78,14 @@ pub fn written<T: DeserializeOwned>(draft: &Draft, at: &str) -> Option<T> {
     })
 }
 
-/// Returns the batches of a rollout that are still to come, with the members they would have if all were
-/// opened now.
-#[must_use]
-pub fn to_come(state: &GroupState, rollout: &Rollout, attendance: &Attendance) -> Vec<Batch> {
-    let known = rollout.batches.len();
-    run_through(state, rollout, attendance).batches.split_off(known)
-}
-
-/// The rollout, as if each batch were opened and passed at once.
-fn run_through(state: &GroupState, rollout: &Rollout, attendance: &Attendance) -> Rollout {
-    let mut next = rollout.clone();
-    loop {
-        for batch in &mut next.batches {
-            batch.opened_ms.get_or_insert(0);
-        }
-        if !batches::offer(state, &mut next, attendance) {
-            return next;
-        }
-    }
-}
-
-fn whole(
-    state: &GroupState,
-    rollout: &Rollout,
-    attendance: &Attendance,
-) -> (Vec<PlannedBatch>, u64) {
-    let through = run_through(state, rollout, attendance);
-    let planned = through.batches.iter().enumerate().map(|(index, batch)| PlannedBatch {
-        name: batch.name.clone(),
+fn planned(state: &GroupState, rollout: &Rollout, attendance: &Attendance) -> Vec<PlannedBatch> {
+    let planned = batches::plan(state, rollout, attendance).into_iter().map(|batch| PlannedBatch {
+        name: batch.name,
         members: batch.members.iter().take(PAGE_MAX).cloned().collect(),
         size: fleet::count(batch.members.len()),
-        bake_s: gate::bake_time(&through, index).as_secs(),
+        bake_s: batch.bake.as_secs(),
     });
-    let planned: Vec<PlannedBatch> = planned.collect();
-    let bake_s = planned.iter().map(|batch| batch.bake_s).sum();
-    (planned, bake_s)
+    planned.collect()
 }
 
 fn is_well(state: &GroupState, attendance: &Attendance, record: &InstanceRecord) -> bool {
@@ -348,14 +324,5 @@ mod tests {
         let before = fleet.state.clone();
         planned(&fleet);
         assert_eq!(fleet.state, before);
-    }
-
-    #[test]
-    fn what_is_to_come_begins_after_what_there_is() {
-        let mut fleet = ten().released(NEW).batch("canary", 0, &["i-3"]);
-        let rollout = fleet.rollout().clone();
-        let coming = to_come(&fleet.state, &rollout, &fleet.attendance);
-        assert_eq!(coming.iter().map(|batch| batch.members.len()).sum::<usize>(), 9);
-        assert!(coming.iter().all(|batch| !batch.members.contains(&name("i-3"))));
     }
 }

@@ -15,9 +15,9 @@ use towline_protocol::ids::Instance;
 use towline_protocol::report::Health;
 use towline_protocol::rollout::{Batch, Decided, Rollout, State};
 
-use super::{Look, plan, told};
+use super::{Look, told};
 use crate::fleet::{self, Presence};
-use crate::rollout::gate;
+use crate::rollout::{batches, gate};
 
 /// Returns a rollout as it is shown. `rollout` is the group's present one, or one that is past;
 /// `next_generation` is what took its place.
@@ -25,11 +25,8 @@ use crate::rollout::gate;
 pub fn view(look: &Look<'_>, rollout: &Rollout, next_generation: Option<u64>) -> RolloutView {
     let (members, members_left_out) = members(look, rollout);
     let stands = matches!(rollout.state, State::Paused | State::Halted);
-    let may_still_swap = if stands && is_present(look, rollout) {
-        look.state.open.keys().cloned().collect()
-    } else {
-        Vec::new()
-    };
+    let may_still_swap =
+        if stands { look.state.open.keys().cloned().collect() } else { Vec::new() };
     let decisions = rollout.decisions.iter();
     RolloutView {
         group: look.state.group.clone(),
@@ -44,7 +41,7 @@ pub fn view(look: &Look<'_>, rollout: &Rollout, next_generation: Option<u64>) ->
         by: rollout.by.clone(),
         began: rollout.began,
         ended: rollout.ended,
-        batches: batches(look, rollout),
+        batches: batch_views(look, rollout),
         members,
         members_left_out,
         budget: fleet::budget(look.state, look.attendance),
@@ -58,12 +55,7 @@ pub fn view(look: &Look<'_>, rollout: &Rollout, next_generation: Option<u64>) ->
     }
 }
 
-/// Is it the rollout of the group's target? What instances tell now says nothing about any other.
-fn is_present(look: &Look<'_>, rollout: &Rollout) -> bool {
-    look.target().is_some_and(|target| target.order == rollout.order())
-}
-
-fn batches(look: &Look<'_>, rollout: &Rollout) -> Vec<BatchView> {
+fn batch_views(look: &Look<'_>, rollout: &Rollout) -> Vec<BatchView> {
     let so_far = rollout.batches.iter().enumerate().map(|(index, batch)| {
         let standings: Vec<Standing> =
             batch.members.iter().map(|member| standing(look, rollout, index, member)).collect();
@@ -85,7 +77,7 @@ fn batches(look: &Look<'_>, rollout: &Rollout) -> Vec<BatchView> {
     let planned = if rollout.state.is_ended() {
         Vec::new()
     } else {
-        plan::to_come(look.state, rollout, look.attendance)
+        batches::plan(look.state, rollout, look.attendance)
     };
     let planned = planned.into_iter().map(|batch| BatchView {
         stage: BatchStage::Planned,
@@ -271,7 +263,7 @@ mod tests {
             ]
         );
         let fleet = fleet.silent("i-9");
-        assert_eq!(sizes(&fleet)[3], planned("100 %", 5), "the silent count in the last one");
+        assert_eq!(sizes(&fleet)[3], planned("100 %", 4), "the silent are set aside");
         let fleet = fleet.change(|rollout| rollout.state = State::Aborted);
         assert_eq!(sizes(&fleet).len(), 2, "nothing is still to come of what has ended");
     }

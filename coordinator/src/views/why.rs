@@ -175,7 +175,16 @@ fn trouble(look: &Look<'_>, record: &InstanceRecord, view: &InstanceView, story:
     let retry = format!("towline retry {group} --instance {instance}");
     if let Some(objection) = &view.objection {
         story.because(format!("it does not follow what it is told: {objection}"));
-        story.next(retry.clone());
+        let seen = record.report.as_ref().and_then(|report| report.order);
+        if seen.is_some_and(|seen| seen > look.state.order()) {
+            story.because("the coordinator's store knows less: was it restored from a backup?");
+            story.next(
+                "if it was: end the coordinator, `towline-coordinator raise-epoch`, start it, and \
+                 release again",
+            );
+        } else {
+            story.next(retry.clone());
+        }
     }
     let is_rejected = record.report.as_ref().is_some_and(|report| report.rejected);
     if let Some(failure) = &view.failure {

@@ -261,7 +261,8 @@ impl World {
                 if !self.has_faults || self.random.one_in(2) {
                     return self.go_on(at, number);
                 }
-                let most = if self.random.one_in(15) { 20_000 } else { 60 };
+                let is_bad_moment = self.is_bad_moment(at, number);
+                let most = if is_bad_moment { 20_000 } else { 60 };
                 let wait = Duration::from_millis(self.random.below(most));
                 let life = self.coordinators[at].life;
                 self.later(wait, Due::Job { at, life, job: number });
@@ -285,7 +286,7 @@ impl World {
                     }
                 };
                 if job.races > RACES_MAX {
-                    return self.finish(at, job.what, Some(Reply::Refused("races".to_owned())));
+                    return self.finish(at, job.what, Some(Reply::Refused));
                 }
                 let is_behind = self.coordinators[at].view < self.store.version();
                 self.coordinators[at].jobs.insert(number, job);
@@ -298,13 +299,30 @@ impl World {
         }
     }
 
+    /// Is this a moment to interfere: it was decided, and it is not stored yet?
+    fn is_bad_moment(&mut self, at: usize, number: u64) -> bool {
+        let Some(What::Request(sent)) =
+            self.coordinators[at].jobs.get(&number).map(|job| &job.what)
+        else {
+            return self.random.one_in(15);
+        };
+        match (&sent.request, sent.caller) {
+            (Request::Ask(_), Caller::Agent { host, .. }) => {
+                let is_bad = self.random.one_in(8);
+                if is_bad {
+                    self.interfere(host);
+                }
+                is_bad
+            }
+            _ => self.random.one_in(15),
+        }
+    }
+
     /// Lets the board decide; `None`: there is nothing to do.
     fn decide(&mut self, at: usize, what: &What) -> Option<(Draft, Option<Reply>, Knowledge)> {
         let moment = self.moment(at);
         let board = self.coordinators[at].board.as_mut()?;
-        let refused = |error: towline_protocol::api::ErrorBody| {
-            (Draft::new(), Some(Reply::Refused(error.message)))
-        };
+        let refused = |_: towline_protocol::api::ErrorBody| (Draft::new(), Some(Reply::Refused));
         let sent = match what {
             What::Step => {
                 let (decision, draft) = board.next_step(&group(), "gate", moment)?;

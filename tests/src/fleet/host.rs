@@ -42,6 +42,8 @@ pub(super) struct Host {
     /// Its permit was closed by an operator, or by its own goodbye, whatever it was used for: what it
     /// swaps from then on until the next permit is theirs.
     pub(super) is_excused: bool,
+    /// The question whose permit was given for an order to restart, and for nothing else.
+    pub(super) restarts_by: Option<u64>,
     /// The leave by which the last swap began.
     pub(super) begun: Option<u64>,
 }
@@ -123,6 +125,7 @@ impl Host {
             has_adopted: false,
             is_gone: false,
             is_excused: false,
+            restarts_by: None,
             begun: None,
         }
     }
@@ -374,7 +377,7 @@ impl World {
         let age_ms = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
         let message = Message { seq, age_ms, report, note: None, log: None };
         let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
-        self.send(caller, to, Request::Report(message));
+        self.send(caller, to, Request::Report(Box::new(message)));
         self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
     }
 
@@ -397,6 +400,33 @@ impl World {
         let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
         self.send(caller, to, Request::Ask(question));
         self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
+    }
+
+    /// An agent that is not what it should be asks for leave without having been told to; it tells later
+    /// that it does not use it.
+    pub(super) fn ask_out_of_turn(&mut self, index: usize) {
+        let order = self.store.truth().order();
+        let host = &mut self.hosts[index];
+        let (life, instance) = (host.life, host.name.clone());
+        let is_free = |agent: &&mut Agent| {
+            let journal = agent.machine.journal();
+            agent.question.is_none() && journal.swap.is_none() && journal.leave.is_none()
+        };
+        let Some(agent) = host.agent.as_mut().filter(is_free) else { return };
+        let seq = agent.next_seq();
+        let question = Question { version: VERSION, group: group(), instance, seq, order };
+        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
+        self.tell(|world| format!("{} asks out of turn", world.hosts[index].name));
+        self.send(caller, to, Request::Ask(question));
+        self.later(Duration::from_secs(30), Due::TellsAgain { host: index, life });
+    }
+
+    /// It tells once more what it told.
+    pub(super) fn tell_again(&mut self, index: usize) {
+        let told = self.hosts[index].agent.as_ref().and_then(|agent| agent.told.clone());
+        if let Some(report) = told {
+            self.report(index, report);
+        }
     }
 
     /// A request of this number has waited for long enough.
@@ -481,7 +511,7 @@ impl World {
                 self.done(index, asked.task, outcome)
             }
             // It tries again at its deadline.
-            Reply::Changed | Reply::Refused(_) => Ok(()),
+            Reply::Changed | Reply::Refused => Ok(()),
         }
     }
 }

@@ -193,6 +193,19 @@ impl World {
         self.order(order);
     }
 
+    /// What an operator, or the instance itself, does just when leave is being given to it.
+    pub(super) fn interfere(&mut self, host: usize) {
+        let order = match self.random.below(8) {
+            0..3 => Order::Pause,
+            3 => Order::Abort,
+            4 => Order::Rollback(None),
+            5 => self.any_release(),
+            6 => Order::Forget(self.hosts[host].name.clone()),
+            _ => return self.terminate(host),
+        };
+        self.order(order);
+    }
+
     fn any_release(&mut self) -> Order {
         let revision =
             if self.random.one_in(3) { self.any_revision() } else { self.new_revision(None) };

@@ -1,7 +1,7 @@
 //! What must hold in the simulated fleet, whatever happens: checked at each commit.
 //!
 //! The budget, exactly: a permit that was not there before is only stored if its holder was unavailable
-//! already, as far as the coordinator knew that decided, or if fewer than may be were unavailable: the
+//! already, and had told so to the coordinator that decided, or if fewer than may be were unavailable: the
 //! permits in the store at the moment of the commit, and those without one that the coordinator knew to be
 //! silent or not healthy when it decided. Silence is known to each coordinator for itself, so of two of
 //! them one may know of a silent instance and the other not yet; permits are one number for both.
@@ -17,7 +17,7 @@ use towline_protocol::fleet::Permit;
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::policy::{OnFailure, Share};
 use towline_protocol::report::{Health, Phase, Report};
-use towline_protocol::rollout::{Kind, Rollout, State};
+use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 use towline_protocol::target::Target;
 
 use super::coordinator::What;
@@ -48,6 +48,10 @@ pub(super) struct Knowledge {
     /// How many of them count, and who of those is silent, not healthy or not known.
     live: usize,
     unavailable: BTreeSet<Instance>,
+    /// Who is silent, and taken out until it polls again.
+    out: BTreeSet<Instance>,
+    /// Who has told that it is not healthy.
+    unhealthy: BTreeSet<Instance>,
     /// Who is there, serves the target and is healthy.
     taken: BTreeSet<Instance>,
 }
@@ -58,7 +62,8 @@ impl Knowledge {
         let attendance = board.attendance(&group());
         let mut own = Self::default();
         let target = state.target.as_ref().map(|kept| &kept.value.target);
-        let without = state.going().map(|rollout| &rollout.without);
+        // "`--without` takes an instance out until it polls again", also once the rollout has ended.
+        let without = state.rollout.as_ref().map(|kept| &kept.value.without);
         for record in state.instances.values().map(|kept| &kept.value) {
             if record.gone.is_some() {
                 continue;
@@ -67,11 +72,17 @@ impl Knowledge {
             let is_here = attendance.of(&instance) == Presence::Here;
             let report = record.report.as_ref().filter(|_| is_here);
             let is_healthy = report.is_some_and(|report| report.health == Health::Healthy);
-            if !without.is_some_and(|without| without.contains(&instance)) {
+            let told = record.report.as_ref().map(|report| report.health);
+            if told == Some(Health::Unhealthy) {
+                own.unhealthy.insert(instance.clone());
+            }
+            if is_here || !without.is_some_and(|without| without.contains(&instance)) {
                 own.live += 1;
                 if !is_healthy {
                     own.unavailable.insert(instance.clone());
                 }
+            } else {
+                own.out.insert(instance.clone());
             }
             if let (Some(report), Some(target)) = (report, target)
                 && is_healthy
@@ -218,6 +229,7 @@ impl World {
         knowledge: &Knowledge,
     ) -> Result<(), String> {
         let (truth, instance) = (self.store.truth(), &permit.instance);
+        let mut restarts_only = false;
         let wrong = |why: &str| Err(format!("{instance} is given permit {}: {why}", permit.id));
         if permit.order != truth.order() {
             return wrong("its target is not the newest");
@@ -229,6 +241,9 @@ impl World {
             // "Its question about a newer generation moves that permit without counting twice."
             if own.value.id != permit.id {
                 return wrong("it holds another one");
+            }
+            if own.value.order == permit.order && own.value.given_ms != permit.given_ms {
+                return wrong("its deadline is put off");
             }
             if own.value.seq > permit.seq {
                 return wrong("its question is older than that of the permit it holds");
@@ -245,23 +260,34 @@ impl World {
                 return wrong("the rollout goes on without it");
             }
             let batch = rollout.batches.iter().position(|batch| batch.members.contains(instance));
+            let passed = |batch: &Batch| batch.passed_ms.is_some();
             let is_open = match batch {
                 Some(index) => {
-                    let passed =
-                        |before: &towline_protocol::rollout::Batch| before.passed_ms.is_some();
                     rollout.batches[index].is_open() && rollout.batches[..index].iter().all(passed)
                 }
-                None => rollout.aside.contains(instance),
+                // A way back is open to all; whoever was set aside follows those who have shown the way.
+                None if rollout.kind == Kind::Rollback => {
+                    rollout.batches.iter().any(Batch::is_open)
+                }
+                None => rollout.aside.contains(instance) && rollout.batches.iter().any(passed),
             };
-            if !is_open {
+            // Whoever is ordered to may start anew what it serves, and do nothing else.
+            restarts_only = !is_open;
+            let is_ordered = truth.member(instance).is_some_and(|record| {
+                let done = record.report.as_ref().map_or(0, |report| report.orders.restart);
+                record.orders.restart > done
+            });
+            if !is_open && !is_ordered {
                 return wrong("its batch is not open");
             }
         }
         // "None is granted at or above max_unavailable. An unhealthy instance may always ask."
         let is_new = !before.open.contains_key(instance);
-        if is_new && !knowledge.unavailable.contains(instance) {
-            let without = |other: &&Instance| !before.open.contains_key(*other);
-            let used = before.open.len() + knowledge.unavailable.iter().filter(without).count();
+        if is_new && !knowledge.unhealthy.contains(instance) {
+            let without =
+                |other: &&Instance| *other != instance && !before.open.contains_key(*other);
+            let permits = before.open.keys().filter(|holder| !knowledge.out.contains(*holder));
+            let used = permits.count() + knowledge.unavailable.iter().filter(without).count();
             let max = budget(truth, knowledge.live);
             if used >= max {
                 return wrong(&format!("{used} are unavailable, {max} may be"));
@@ -269,6 +295,7 @@ impl World {
         }
         if let Some(host) = self.hosts.iter_mut().find(|host| host.name == *instance) {
             host.is_excused &= !is_new;
+            host.restarts_by = restarts_only.then_some(permit.seq);
         }
         Ok(())
     }

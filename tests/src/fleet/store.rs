@@ -97,9 +97,4 @@ impl Store {
     pub(super) fn truth(&self) -> &GroupState {
         self.truth.group(&group()).expect("the group is there from the beginning to the end")
     }
-
-    /// Returns the store's epoch.
-    pub(super) fn epoch(&self) -> u64 {
-        self.truth.epoch()
-    }
 }

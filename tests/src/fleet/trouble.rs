@@ -34,7 +34,7 @@ impl World {
             (0..self.hosts.len()).filter(|index| !self.hosts[*index].is_gone).collect();
         let at = self.random.index(self.coordinators.len());
         let host = self.random.pick(&up).copied();
-        match (self.random.below(32), host) {
+        match (self.random.below(35), host) {
             (0..14, _) => self.meddle(),
             (14..16, Some(host)) => self.crash_agent(host),
             (16, Some(host)) => self.reboot(host),
@@ -61,6 +61,7 @@ impl World {
                 self.outage_until = self.now + Duration::from_secs(self.random.between(3, 40));
                 self.tell(|_| "the database is down".to_owned());
             }
+            (32.., Some(host)) => self.ask_out_of_turn(host),
             _ => {}
         }
         Ok(())
@@ -134,8 +135,8 @@ impl World {
     }
 
     /// An instance is terminated; it may say goodbye.
-    fn terminate(&mut self, index: usize) {
-        if self.random.one_in(2) {
+    pub(super) fn terminate(&mut self, index: usize) {
+        if !self.random.one_in(3) {
             self.say_goodbye(index);
         }
         self.tell(|world| format!("{} is terminated", world.hosts[index].name));

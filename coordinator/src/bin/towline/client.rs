@@ -69,7 +69,10 @@ impl Default for Limits {
 /// A client of one coordinator.
 pub(crate) struct Client {
     http: reqwest::Client,
+    /// As it was named, for messages.
     address: Url,
+    /// What requests are made of; a socket has no name, and any will do.
+    base: Url,
     authorization: Option<HeaderValue>,
     limits: Limits,
 }
@@ -95,6 +98,13 @@ impl Client {
             }
             http = http.tls_certs_only(certificates);
         }
+        let base = match &connection.socket {
+            Some(path) => {
+                http = http.unix_socket(path.as_path());
+                Url::parse("http://localhost").expect("it is an address")
+            }
+            None => connection.address.clone(),
+        };
         let authorization = connection.token.as_ref().map(|token| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.secret()))
                 .expect("a token is visible ASCII");
@@ -104,6 +114,7 @@ impl Client {
         Ok(Self {
             http: http.build().map_err(|error| ClientError::SetUp(Cause(error)))?,
             address: connection.address.clone(),
+            base,
             authorization,
             limits,
         })
@@ -193,7 +204,7 @@ impl Client {
     }
 
     fn url(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
-        let mut url = self.address.clone();
+        let mut url = self.base.clone();
         url.path_segments_mut()
             .expect("an http address has a path")
             .pop_if_empty()

@@ -145,8 +145,10 @@ impl CommandError {
             CommandError::Parse { .. } | CommandError::Policy { .. } => {
                 Some("`towline group show` prints a group's file with all of its keys".to_owned())
             }
+            CommandError::Read { .. } => {
+                Some("name a file that can be read, or `-` for standard input".to_owned())
+            }
             CommandError::Closed(_)
-            | CommandError::Read { .. }
             | CommandError::Write { .. }
             | CommandError::Runtime(_)
             | CommandError::Signals(_) => None,

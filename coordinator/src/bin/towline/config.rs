@@ -10,6 +10,7 @@
 //! - The config's token and CA are for the config's coordinator: another address never gets them.
 //! - A token goes through TLS, or stays on this host, unless `--insecure` was given.
 //! - A token is never in an argument, and never shown.
+//! - Whoever may use the coordinator's socket is root there: it needs no token.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,8 +33,10 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Whom to talk to, and how.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// The coordinator's address; http or https.
+    /// The coordinator's address; http, https, or `unix:` and the path of its socket.
     pub(crate) address: Url,
+    /// The path of that socket.
+    pub(crate) socket: Option<PathBuf>,
     /// Trust these only.
     pub(crate) ca_file: Option<PathBuf>,
     /// Who asks.
@@ -129,9 +132,10 @@ impl ConfigError {
             ConfigError::Parse { .. } => {
                 Some("use the keys coordinator, ca_file and token_file".to_owned())
             }
-            ConfigError::Address { .. } => {
-                Some("use an address such as https://towline.internal:7617".to_owned())
-            }
+            ConfigError::Address { .. } => Some(
+                "use an address such as https://towline.internal:7617, or unix:/path/to/admin.sock"
+                    .to_owned(),
+            ),
             ConfigError::Credentials => {
                 Some("put the token into a file, and name it with --token-file".to_owned())
             }
@@ -166,8 +170,8 @@ pub(crate) fn resolve(
         None => File::default(),
     };
     let given = options.coordinator.as_ref().or_else(|| variable("TOWLINE_COORDINATOR"));
-    let address =
-        parse_address(given.or(file.coordinator.as_ref()).map_or(ADDRESS, String::as_str))?;
+    let named = given.or(file.coordinator.as_ref()).map_or(ADDRESS, String::as_str);
+    let (address, socket) = (parse_address(named)?, parse_socket(named));
     let is_of_file = match &file.coordinator {
         Some(own) => parse_address(own)? == address,
         // A config without an address is about the default one.
@@ -191,7 +195,7 @@ pub(crate) fn resolve(
     {
         return Err(ConfigError::Clear { address });
     }
-    Ok(Connection { address, ca_file, token })
+    Ok(Connection { address, socket, ca_file, token })
 }
 
 fn config_path(variables: &BTreeMap<String, String>) -> Option<PathBuf> {
@@ -246,6 +250,9 @@ fn parse_address(text: &str) -> Result<Url, ConfigError> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(ConfigError::Credentials);
     }
+    if parse_socket(text).is_some() {
+        return Ok(url);
+    }
     let is_web = matches!(url.scheme(), "http" | "https") && url.host().is_some();
     if !is_web || url.query().is_some() || url.fragment().is_some() {
         return Err(wrong());
@@ -253,6 +260,12 @@ fn parse_address(text: &str) -> Result<Url, ConfigError> {
     let path = url.path().trim_end_matches('/').to_owned();
     url.set_path(&path);
     Ok(url)
+}
+
+/// Returns the socket that an address names: `unix:/path`.
+fn parse_socket(text: &str) -> Option<PathBuf> {
+    let path = text.strip_prefix("unix:").filter(|path| path.starts_with('/'))?;
+    Some(PathBuf::from(path))
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -329,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_named_by_its_path_and_gets_no_token_of_another_address() {
+        let home = Home::new("token_file = \"own\"\n").token("own", "secret", 0o600);
+        for (text, path) in [("unix:/run/a b.sock", "/run/a b.sock"), ("unix:///s", "///s")] {
+            let connection = home.resolve(Some(text), &[]).unwrap();
+            assert_eq!(connection.socket.as_deref(), Some(Path::new(path)), "{text}");
+            assert!(connection.token.is_none(), "{text}");
+        }
+        assert!(home.resolve(Some("http://127.0.0.1:1"), &[]).unwrap().socket.is_none());
+    }
+
+    #[test]
     fn a_token_comes_from_a_file_or_a_variable() {
         let config = "coordinator = \"https://file.example\"\ntoken_file = \"own\"\n";
         let home = Home::new(config).token("own", "of-file\n", 0o600).token("other", "x", 0o600);
@@ -386,6 +410,8 @@ mod tests {
             ("another scheme", "", Some("ftp://a.example")),
             ("a query", "", Some("https://a.example/?x=1")),
             ("nothing", "", Some("")),
+            ("a socket without its place", "", Some("unix:admin.sock")),
+            ("no socket at all", "", Some("unix:")),
             ("a token file that is missing", "token_file = \"none\"", None),
         ];
         for (rule, config, address) in cases {

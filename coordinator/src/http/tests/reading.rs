@@ -99,7 +99,9 @@ async fn so_many_watch_and_no_more() {
         assert_eq!(answer.status(), StatusCode::OK);
         watching.push(answer);
     }
-    let said = here.send(watch()).await;
+    let answer = here.raw(watch()).await;
+    assert_ne!(answer.status(), StatusCode::OK);
+    let said = read(answer).await;
     assert_eq!((said.status.as_u16(), said.code()), (503, "unavailable"), "{said:?}");
     assert_eq!(said.headers["retry-after"], "1");
     watching.pop();

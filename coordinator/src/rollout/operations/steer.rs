@@ -97,7 +97,8 @@ pub fn promote(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
         let open = |batch: &&mut Batch| batch.is_open() && batch.passed_ms.is_none();
         let Some(batch) = rollout.batches.iter_mut().find(open) else {
             let message = format!("no batch of {} is open", rollout.target.group);
-            return Err(conflict(message, None));
+            let hint = format!("`towline why {}` says what it waits for", rollout.target.group);
+            return Err(conflict(message, hint));
         };
         if !batch.is_promoted {
             batch.is_promoted = true;

@@ -83,7 +83,8 @@ fn a_batch_of_which_nobody_is_left_passes_only_where_another_has_passed() {
     let (first, second) = (world.first(0), world.first(1));
     world.leaves(&first);
     world.settle();
-    assert_eq!(world.members(0), [first.clone(), second.clone()], "the offered one goes first");
+    let both = ("canary".to_owned(), vec![first, second.clone()]);
+    assert_eq!(world.batches(), [both], "the offered one goes first, and is in no other");
     world.leaves(&second);
     assert!(world.line().contains("nobody is left in canary"), "{}", world.line());
     world.join("i-0e", Some('a'));
@@ -184,6 +185,8 @@ fn a_rollout_wakes_up_by_its_next_deadline() {
     };
     let (mut world, canary) = opened(Policy { progress_deadline_s: 5000, ..policy(&[50]) });
     assert_eq!(within(&mut world), 900, "until it must have prepared");
+    prepares(&mut world, &canary);
+    assert_eq!(within(&mut world), 5000, "until something must have moved");
     world.pass_s(100);
     swaps(&mut world, &canary);
     assert_eq!(within(&mut world), 300, "until it must be healthy");
@@ -283,7 +286,8 @@ fn a_permit_for_an_earlier_target_has_no_deadline_here_and_its_silent_holder_is_
 #[test]
 fn what_a_missed_healthy_deadline_says_against_the_revision() {
     // Silent, there and serving it, there and not serving it.
-    let rules: [(fn(&mut World, &str), bool); 3] = [
+    type Rule = (fn(&mut World, &str), bool);
+    let rules: [Rule; 3] = [
         (|world, canary| world.hush(canary), false),
         (|_, _| {}, true),
         (|world, canary| world.tell(canary, |told| told.serving = Some(revision('a'))), false),
@@ -322,4 +326,61 @@ fn progress_is_seen_also_where_those_who_had_taken_it_have_left() {
     world.settle();
     world.pass_s(800);
     assert!(world.line().starts_with("2 Release running"), "{}", world.line());
+}
+
+#[test]
+fn a_batch_that_is_filled_again_bakes_for_its_whole_time() {
+    for is_promoted in [false, true] {
+        let mut world = World::new(policy(&[50]), &["i-0a", "i-0b"]);
+        world.release('b').unwrap();
+        world.settle();
+        let (canary, other) = (world.first(0), world.first(1));
+        world.takes(&canary, 'b');
+        world.settle();
+        world.pass_s(50);
+        // What comes next serves it already.
+        world.takes(&other, 'b');
+        world.leaves(&canary);
+        if is_promoted {
+            world.operate(crate::rollout::operations::promote);
+        }
+        assert_eq!(world.line(), "2 Release running: canary bakes for another 60 s");
+    }
+}
+
+#[test]
+fn alone_an_instance_that_was_set_aside_is_taken_in_again() {
+    let mut world = World::new(policy(&[50]), &["i-0a"]);
+    world.release('b').unwrap();
+    world.settle();
+    world.hush("i-0a");
+    assert!(world.line().contains("nobody is left in canary"), "{}", world.line());
+    world.hear("i-0a");
+    world.settle();
+    assert!(world.members(0) == ["i-0a"] && world.rollout().aside.is_empty());
+    assert_eq!(world.run(), super::world::End::Rests);
+    assert_eq!(world.rollout().state, State::Converged);
+}
+
+#[test]
+fn a_batch_is_not_filled_with_those_who_failed_after_they_came_back() {
+    let mut world = World::new(halting(tolerant(1)), &["i-0a", "i-0b", "i-0c"]);
+    let mut policy = policy(&[]);
+    policy.failures_max = tolerant(1).failures_max;
+    let changed = crate::rollout::operations::set_group(
+        Some(world.state()),
+        &world.state().group.clone(),
+        halting(policy),
+    );
+    assert!(world.commit(changed.unwrap()));
+    world.release('b').unwrap();
+    world.batch_passes();
+    let [back, leaves] = <[String; 2]>::try_from(world.members(1)).unwrap();
+    world.hush(&back);
+    world.settle();
+    world.hear(&back);
+    world.fails(&back, "503");
+    world.settle();
+    world.leaves(&leaves);
+    assert_eq!(world.line(), "2 Release converged: its last gate has passed");
 }

@@ -110,6 +110,24 @@ fn where_the_budget_is_spent_those_who_are_not_well_go_first() {
 }
 
 #[test]
+fn who_serves_it_already_or_was_not_heard_of_is_nobodys_canary() {
+    let all = ["i-00", "i-01", "i-02", "i-03"];
+    for name in all {
+        let mut world = group(policy(&[50]), 4);
+        world.tell(name, |told| told.serving = Some(revision('b')));
+        world.release('b').unwrap();
+        world.settle();
+        assert_ne!(world.members(0), [name]);
+
+        let mut world = group(policy(&[50]), 4);
+        world.attendance.note(instance(name), Presence::Unheard);
+        world.release('b').unwrap();
+        world.settle();
+        assert_ne!(world.members(0), [name]);
+    }
+}
+
+#[test]
 fn the_order_depends_on_the_revision() {
     let canary = |name: char| {
         let mut world = group(policy(&[50]), 20);
@@ -276,4 +294,25 @@ fn a_rollback_has_a_budget_of_its_own() {
     world.release('b').unwrap();
     world.operate(operations::abort);
     assert_eq!(fleet::budget(world.state(), &world.attendance).max, 2);
+}
+
+#[test]
+fn who_is_left_out_is_no_part_of_the_live_group() {
+    let half = Policy { max_unavailable: Share::Percent(50), ..policy(&[50]) };
+    let mut world = group(half, 4);
+    let mut request = World::request('b');
+    for name in ["i-00", "i-01"] {
+        world.hush(name);
+        request.without.push(instance(name));
+    }
+    assert_eq!(fleet::budget(world.state(), &world.attendance).max, 2);
+    world.release_as(&request).unwrap();
+    assert_eq!(fleet::budget(world.state(), &world.attendance).max, 1);
+    while world.rollout().state == State::Running {
+        world.batch_passes();
+    }
+    world.hear("i-00");
+    world.release('c').unwrap();
+    let out: Vec<_> = world.rollout().without.iter().collect();
+    assert_eq!(out, [&instance("i-01")], "the next release goes on without it as well");
 }

@@ -59,7 +59,7 @@ pub(super) fn swaps(world: &mut World, canary: &str) {
 
 #[test]
 fn the_gate_follows_its_rules() {
-    let rules: [Rule; 31] = [
+    let rules: [Rule; 32] = [
         (
             "who has not heard of it is waited for",
             policy(&[50]),
@@ -135,6 +135,15 @@ fn the_gate_follows_its_rules() {
                 world.takes(canary, 'b');
             },
             "2 Release running: canary bakes for another 60 s",
+        ),
+        (
+            "healthy with a swap still open is not healthy",
+            policy(&[50]),
+            |world, canary| {
+                world.takes(canary, 'b');
+                world.tell(canary, |told| told.uses_permit = true);
+            },
+            "2 Release running: canary: 0 of 1 healthy; CANARY is idle",
         ),
         (
             "rejected has failed, whatever it says of it",

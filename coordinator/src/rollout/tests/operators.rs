@@ -376,6 +376,69 @@ fn an_aborted_restart_restarts_nobody_else_and_the_next_one_restarts_all() {
 }
 
 #[test]
+fn a_restart_that_was_aborted_before_anybody_told_of_it_is_not_given_out_again() {
+    let mut world = three();
+    world.operate(operations::restart);
+    world.operate(operations::abort);
+    world.run();
+    world.operate(operations::restart);
+    assert_eq!(world.rollout().target.restart, 2);
+}
+
+#[test]
+fn what_is_restarted_and_becomes_unhealthy_while_it_bakes_has_failed() {
+    let mut world = three();
+    world.operate(operations::restart);
+    world.settle();
+    let canary = world.first(0);
+    world.takes(&canary, 'a');
+    world.tell(&canary, |told| told.restart = 1);
+    world.settle();
+    world.tell(&canary, |told| told.health = Health::Unhealthy);
+    assert!(world.line().starts_with("2 Restart halted: canary failed"), "{}", world.line());
+}
+
+#[test]
+fn what_is_in_quarantine_may_be_restarted_where_it_is_proven_and_is_not_gone_back_to() {
+    let mut world = three();
+    quarantine(&mut world, 'a');
+    world.operate(operations::restart);
+    assert!(world.line().starts_with("2 Restart running"), "{}", world.line());
+
+    let mut world = three();
+    converged(&mut world, 'b');
+    quarantine(&mut world, 'a');
+    let back = operations::rollback(world.state(), Some(&revision('a')), &world.act());
+    assert!(back.unwrap_err().message.contains("or it is in quarantine"));
+}
+
+#[test]
+fn what_is_decided_compares_what_it_was_decided_on() {
+    let mut world = begun(policy(&[50]));
+    let abort = operations::abort(world.state(), &world.act()).unwrap();
+    assert_eq!(World::compares(&abort), ["group/web", "target/web", "rollout/web"]);
+    let pause = operations::pause(world.state(), &world.act()).unwrap();
+    assert_eq!(World::compares(&pause), ["rollout/web"]);
+    let canary = world.first(0);
+    world.takes(&canary, 'b');
+    let decision = crate::rollout::evaluate(world.state(), &world.attendance, world.now);
+    let step = operations::carry_out(world.state(), &decision, &world.act()).unwrap();
+    assert_eq!(World::compares(&step), ["target/web", "rollout/web"]);
+    assert_eq!(world.run(), End::Rests);
+    let release =
+        operations::release(world.state(), &world.attendance, &World::request('c'), &world.act());
+    assert_eq!(World::compares(&release.unwrap()), ["group/web", "target/web", "rollout/web"]);
+    for name in THREE {
+        world.leaves(name);
+    }
+    let removal = operations::remove_group(world.state()).unwrap().draft;
+    let compares = World::compares(&removal);
+    for at in ["group/web", "target/web", "rollout/web", "permits/web", "instance/web/i-0a"] {
+        assert!(compares.contains(&at.to_owned()), "{at}: {compares:?}");
+    }
+}
+
+#[test]
 fn a_counter_that_a_restored_store_does_not_know_is_not_given_out_again() {
     let mut world = three();
     world.tell("i-0b", |told| told.restart = 7);

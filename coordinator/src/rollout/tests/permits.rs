@@ -421,14 +421,9 @@ fn what_is_decided_on_is_compared() {
     let draft = decided(&world, "i-0a");
     let compared =
         ["target/web", "rollout/web", "permits/web", "permit/web/i-0a", "instance/web/i-0a"];
-    assert_eq!(compares(&draft), compared, "nothing more, and nothing less");
+    assert_eq!(World::compares(&draft), compared, "nothing more, and nothing less");
     world.tell("i-0c", |told| told.objection = Some("reports are many".to_owned()));
     assert!(world.commit(draft), "a report of another instance is no conflict");
-}
-
-fn compares(draft: &Draft) -> Vec<String> {
-    let commit = draft.clone().into_commit();
-    commit.compares.into_iter().map(|compare| compare.key).collect()
 }
 
 #[test]
@@ -437,9 +432,9 @@ fn what_closes_a_permit_compares_it_and_the_count() {
     world.ask("i-0a");
     let mut draft = Draft::new();
     permits::close(world.state(), &instance("i-0a"), &mut draft);
-    assert_eq!(compares(&draft), ["permit/web/i-0a", "permits/web"]);
+    assert_eq!(World::compares(&draft), ["permit/web/i-0a", "permits/web"]);
     let left = reports::left(world.state(), &instance("i-0a"), None, world.now.at).unwrap();
-    assert_eq!(compares(&left), ["instance/web/i-0a", "permit/web/i-0a", "permits/web"]);
+    assert_eq!(World::compares(&left), ["instance/web/i-0a", "permit/web/i-0a", "permits/web"]);
 }
 
 #[test]

@@ -72,6 +72,10 @@ fn who_is_left_out_holds() {
     world.release_as(&request).unwrap();
     world.settle();
     assert_eq!(world.duty("i-0a"), Duty::Hold);
+    world.operate(operations::abort);
+    world.settle();
+    assert_eq!(world.duty("i-0a"), Duty::Hold, "also on the way back");
+    assert_eq!(world.duty("i-0b"), Duty::Take);
 }
 
 #[test]

@@ -222,6 +222,12 @@ impl World {
         }
     }
 
+    /// The keys that a draft compares.
+    pub(super) fn compares(draft: &Draft) -> Vec<String> {
+        let commit = draft.clone().into_commit();
+        commit.compares.into_iter().map(|compare| compare.key).collect()
+    }
+
     /// Does the store hold something at this key?
     pub(super) fn has(&self, key: &str) -> bool {
         self.store.contains_key(key)

@@ -1,6 +1,7 @@
 //! Reasons, one situation a row: what the first words are, and what to type next.
 
 use towline_protocol::api::WhyView;
+use towline_protocol::ids::Order;
 use towline_protocol::report::{Cause, Evidence, Failure, Health, Phase};
 use towline_protocol::rollout::{Failed, Selector, State};
 use towline_protocol::time::Timestamp;
@@ -161,6 +162,17 @@ fn an_instance_says_why_it_is_where_it_is() {
             "it does not follow what it is told: an older epoch",
             "",
             "towline retry web --instance i-1",
+        ),
+        (
+            "a store that was restored",
+            passed().report("i-1", |report| {
+                report.objection = Some("1/9 was seen before".to_owned());
+                report.order = report.order.map(|seen| Order { generation: 9, ..seen });
+            }),
+            "it does not follow what it is told: 1/9 was seen before",
+            "the coordinator's store knows less: was it restored from a backup?",
+            "if it was: end the coordinator, `towline-coordinator raise-epoch`, start it, and release \
+             again",
         ),
         (
             "unhealthy",

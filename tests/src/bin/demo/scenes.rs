@@ -103,6 +103,11 @@ fn crash_at_the_canary(cluster: &mut Cluster, good: &str) {
     say(&at(watch.read()), &format!("exit code 3; all serve {} again", short(good)));
     let summary = stop(loads);
     say("", &failures(&summary));
+    say(
+        "",
+        "(this app's manager ends an old worker also when the new one has died: until then the one",
+    );
+    say("", "canary fails. One that waits until the new ones listen would fail none.)");
     run(cluster, &["skew", "web"]);
 }
 

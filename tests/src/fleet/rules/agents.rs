@@ -46,6 +46,9 @@ impl World {
             let late = self.now - asked.sent;
             return wrong(format!("{late:?} after the question"));
         }
+        if is_first && host.restarts_by == Some(leave) && swap.from.as_ref() != Some(&swap.to) {
+            return wrong("by leave to restart what it serves".to_owned());
+        }
         if is_first && swap.order != asked.order {
             return wrong(format!("by leave for {}", asked.order));
         }

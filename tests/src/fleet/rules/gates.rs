@@ -121,7 +121,9 @@ fn check_state(old: &Rollout, new: &Rollout, is_by_gate: bool) -> Result<(), Str
 /// What is decided stays so: open batches, passed gates, failures.
 fn check_history(old: &Rollout, new: &Rollout, is_by_gate: bool) -> Result<(), String> {
     for (old, new) in old.batches.iter().zip(&new.batches) {
-        let is_kept = old.opened_ms.is_none() || old.opened_ms == new.opened_ms;
+        // A batch that is refilled begins anew.
+        let is_refilled = new.is_open() && new.bakes_ms.is_none() && new.members != old.members;
+        let is_kept = !old.is_open() || old.opened_ms == new.opened_ms || is_refilled;
         if !is_kept || (old.passed_ms.is_some() && old.passed_ms != new.passed_ms) {
             return Err(format!("{} is not what it was", old.name));
         }
@@ -182,8 +184,8 @@ fn check_gates(old: &Rollout, new: &Rollout, knowledge: &Knowledge) -> Result<()
         if own > own_max as usize || counted().count() > max.rollout as usize {
             return wrong("more have failed than are tolerated");
         }
-        let is_healthy =
-            |member| knowledge.taken.contains(member) && !new.failures.contains_key(member);
+        let has_failed = |member| new.failures.get(member).is_some_and(|failed| !failed.is_excused);
+        let is_healthy = |member| knowledge.taken.contains(member) && !has_failed(member);
         if !batch.members.iter().any(is_healthy) {
             // Nobody is left in it: others have proven the revision, and there is nobody to refill it with.
             if new.batches[..index].is_empty() {

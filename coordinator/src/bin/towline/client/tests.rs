@@ -100,7 +100,7 @@ pub(crate) fn client(address: Url) -> Client {
     // Another test of this process may have installed it.
     drop(rustls::crypto::ring::default_provider().install_default());
     let token = Token::parse("tlo_secret");
-    Client::new(&Connection { address, ca_file: None, token }, limits()).unwrap()
+    Client::new(&Connection { address, socket: None, ca_file: None, token }, limits()).unwrap()
 }
 
 async fn get(server: &Server) -> Result<GroupView, ClientError> {
@@ -313,8 +313,12 @@ async fn a_certificate_of_an_unknown_ca_is_not_trusted() {
     for certified in [&other, &own] {
         let ca_file = dir.path().join("ca.pem");
         fs::write(&ca_file, certified.cert.pem()).unwrap();
-        let connection =
-            Connection { address: address.clone(), ca_file: Some(ca_file), token: None };
+        let connection = Connection {
+            address: address.clone(),
+            socket: None,
+            ca_file: Some(ca_file),
+            token: None,
+        };
         let client = Client::new(&connection, limits()).unwrap();
         ended.push(client.get::<u32>(&["x"], &[]).await);
     }
@@ -327,6 +331,6 @@ async fn a_certificate_of_an_unknown_ca_is_not_trusted() {
 
     fs::write(dir.path().join("ca.pem"), "no certificate").unwrap();
     let ca_file = Some(dir.path().join("ca.pem"));
-    let empty = Client::new(&Connection { address, ca_file, token: None }, limits());
+    let empty = Client::new(&Connection { address, socket: None, ca_file, token: None }, limits());
     assert!(matches!(empty, Err(ClientError::Certificates { .. })));
 }

@@ -32,7 +32,9 @@ pub(crate) async fn plan(context: &Context<'_>, proposal: &Proposal) -> Ended {
 pub(crate) async fn release(context: &Context<'_>, release: &Release) -> Ended {
     let proposal = &release.proposal;
     let Prospect { view, head } = look(context, proposal).await?;
-    let lines = [head, vec![text::outline(&view)]].concat();
+    // What would be refused has no plan.
+    let outline = view.refused.is_none().then(|| text::outline(&view));
+    let lines = [head, outline.into_iter().collect()].concat();
     if !context.screen.is_json() {
         context.screen.print(&lines)?;
     }

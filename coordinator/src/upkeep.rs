@@ -1,0 +1,212 @@
+//! What is thrown away when its time is over, and what is fetched before it is asked for.
+//!
+//! ```text
+//!   every minute   mirrors that have not been fetched for ten: subjects and distances for views
+//!   every hour     idempotency keys of yesterday, instances that left, rollouts of long ago
+//! ```
+//!
+//! So the store's size depends on what lives, and not on whatever was. Nothing here is needed for a rollout
+//! to go on: what fails is told, and tried again next time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use towline_protocol::api::ErrorBody;
+use towline_protocol::ids::Group;
+use towline_protocol::rollout::Rollout;
+use tracing::{debug, info, warn};
+
+use crate::auth;
+use crate::desk::Desk;
+use crate::error::chain;
+use crate::http::idempotency;
+use crate::mirror::Mirror;
+use crate::records::{Draft, Kept};
+use crate::rollout::{operations, reports};
+use crate::store::{Store, Write};
+
+/// How often mirrors are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// How old a mirror may grow unasked.
+const MIRROR_AGE_MAX: Duration = Duration::from_secs(600);
+
+/// How many looks pass until things are thrown away: an hour's.
+const SWEEP_EVERY: u32 = 60;
+
+/// How many keys one commit removes.
+const REMOVED_MAX: usize = 40;
+
+/// Keeps things up until told to stop.
+pub async fn keep(desk: Desk, mirror: Arc<Mirror>, stop: CancellationToken) {
+    let mut every = tokio::time::interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = 0u32;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = fetch(&desk, &mirror) => {}
+        }
+        if looks.is_multiple_of(SWEEP_EVERY)
+            && let Err(error) = sweep(&desk).await
+        {
+            warn!(error = error.message, "could not throw away what is over");
+        }
+        looks = looks.wrapping_add(1);
+    }
+}
+
+async fn fetch(desk: &Desk, mirror: &Mirror) {
+    let urls: BTreeSet<String> = desk.read(|records| {
+        let policies = records.groups().filter_map(|state| state.record.as_ref());
+        let mirrored = policies.map(|record| &record.value.policy).filter(|own| own.has_mirror());
+        mirrored.filter_map(|policy| policy.repository.clone()).collect()
+    });
+    for url in urls {
+        if let Err(error) = mirror.refresh(&url, MIRROR_AGE_MAX).await {
+            debug!(error = chain(&error), hint = error.hint(), "a mirror was not fetched");
+        }
+    }
+}
+
+async fn sweep(desk: &Desk) -> Result<(), ErrorBody> {
+    let keys = idempotency::sweep(desk).await?;
+    let groups: Vec<Group> =
+        desk.read(|records| records.groups().map(|state| state.group.clone()).collect());
+    let mut instances = 0;
+    for group in groups {
+        let drafts = desk.read(|records| {
+            records.group(&group).map(|state| reports::forgotten(state, desk.now()))
+        });
+        for draft in drafts.into_iter().flatten() {
+            instances += 1;
+            desk.save(draft).await?;
+        }
+    }
+    let tokens = sweep_tokens(desk).await?;
+    let rollouts = sweep_past(desk).await?;
+    if keys + instances + tokens + rollouts > 0 {
+        info!(keys, instances, tokens, rollouts, "thrown away what is over");
+    }
+    Ok(())
+}
+
+/// The tokens of agents whose instances have left, and are forgotten.
+async fn sweep_tokens(desk: &Desk) -> Result<usize, ErrorBody> {
+    let mut removed = 0;
+    for agent in list(desk, "agent/").await? {
+        let mut parts = agent.key.split('/').skip(1);
+        let (group, instance) = (parts.next(), parts.next());
+        let (Some(Ok(group)), Some(Ok(instance))) =
+            (group.map(str::parse::<Group>), instance.map(str::parse))
+        else {
+            continue;
+        };
+        let is_known = desk.read(|records| {
+            records.group(&group).is_some_and(|state| state.instances.contains_key(&instance))
+        });
+        // Whoever has joined a moment ago has not polled yet.
+        let token = auth::token_key_of(&agent).ok();
+        let is_used = match &token {
+            Some(key) => {
+                desk.load::<auth::TokenRecord>(key).await?.is_some_and(|own| own.used.is_some())
+            }
+            None => true,
+        };
+        if is_known || !is_used {
+            continue;
+        }
+        let mut draft = Draft::new();
+        draft.on(agent.key.clone(), Some(&Kept { version: agent.version, value: () }));
+        for write in auth::dismiss(&agent).unwrap_or_default() {
+            if let Write::Delete { key } = write {
+                draft.delete(key);
+            }
+        }
+        removed += usize::from(desk.save(draft).await?);
+    }
+    Ok(removed)
+}
+
+async fn sweep_past(desk: &Desk) -> Result<usize, ErrorBody> {
+    let past: Vec<_> = list(desk, "past/")
+        .await?
+        .into_iter()
+        .filter_map(|entry| {
+            let rollout: Rollout = serde_json::from_slice(&entry.value).ok()?;
+            Some((entry.key, rollout.ended?))
+        })
+        .collect();
+    let over = operations::outdated(&past, desk.now());
+    for some in over.chunks(REMOVED_MAX) {
+        let mut draft = Draft::new();
+        for key in some {
+            draft.delete(key.clone());
+        }
+        desk.save(draft).await?;
+    }
+    Ok(over.len())
+}
+
+async fn list(desk: &Desk, prefix: &str) -> Result<Vec<crate::store::Entry>, ErrorBody> {
+    let listed = desk.store().list(prefix).await;
+    Ok(listed.map_err(crate::desk::refusal)?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::key;
+    use crate::store::embedded::Embedded;
+    use towline_protocol::fleet::{GroupRecord, InstanceRecord};
+    use towline_protocol::policy::Policy;
+    use towline_protocol::time::Timestamp;
+
+    #[tokio::test]
+    async fn what_is_over_is_thrown_away_and_what_lives_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 50, stop.clone()).await.unwrap();
+        let group: Group = "web".parse().unwrap();
+        let golden = include_str!("../../protocol/golden/records-1.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let here: InstanceRecord = serde_json::from_value(golden["instance"].clone()).unwrap();
+        let gone = |name: &str, gone| InstanceRecord {
+            instance: name.parse().unwrap(),
+            gone: Some(gone),
+            ..here.clone()
+        };
+        let now = desk.now();
+        let long_ago = Timestamp(now.0 - 24 * 3_600_000);
+        let rollout = include_str!("../../protocol/golden/rollout-1.json");
+        let mut rollout: Rollout = serde_json::from_str(rollout).unwrap();
+        let mut draft = Draft::new();
+        draft.put(key::group(&group), &GroupRecord::new(group.clone(), Policy::default()));
+        for record in [&here, &gone("i-now", now), &gone("i-then", long_ago)] {
+            draft.put(key::instance(&group, &record.instance), record);
+        }
+        rollout.ended = Some(now);
+        draft.put(key::past(&group, 2), &rollout);
+        rollout.ended = Some(Timestamp(1));
+        draft.put(key::past(&group, 1), &rollout);
+        assert!(desk.save(draft).await.unwrap());
+
+        sweep(&desk).await.unwrap();
+        let keys = |entries: Vec<crate::store::Entry>| -> Vec<String> {
+            entries.into_iter().map(|entry| entry.key).collect()
+        };
+        let left = keys(list(&desk, "instance/").await.unwrap());
+        assert_eq!(left, ["instance/web/i-0a17", "instance/web/i-now"]);
+        let left = keys(list(&desk, "past/").await.unwrap());
+        assert_eq!(left, [key::past(&group, 2)]);
+        stop.cancel();
+    }
+}
