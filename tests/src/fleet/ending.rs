@@ -104,7 +104,9 @@ impl World {
             }
             let told = agent.and_then(|agent| agent.told.as_ref());
             let is_over = |report: &towline_protocol::report::Report| {
-                !report.uses_permit && report.health == Health::Healthy && report.proven
+                !report.uses_permit
+                    && report.health == Health::Healthy
+                    && (report.proven || report.adopted)
             };
             if told.is_none_or(is_over) {
                 return Err(format!("{instance} keeps {permit:?} for nothing: {told:?}"));

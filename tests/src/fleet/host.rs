@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use towline_agent::journal::{Journal, RUN_SHIFT};
+use towline_agent::journal::{Journal, RUN_SHIFT, Release};
 use towline_agent::machine::{Effect, Event, Found, How, Machine, Outcome, Policy, Task, TaskId};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::report::Report;
@@ -28,6 +28,8 @@ pub(super) struct Host {
     pub(super) held: Option<Vec<Due>>,
     /// Until when no message gets through.
     pub(super) cut_until: Duration,
+    /// Does its host config name what was there before the agent?
+    pub(super) has_adopted: bool,
     /// It was terminated.
     pub(super) is_gone: bool,
     /// Its permit was closed by an operator, or by its own goodbye, whatever it was used for: what it
@@ -53,7 +55,7 @@ pub(super) struct Disk {
 /// What runs.
 #[derive(Debug, Clone)]
 pub(super) struct Running {
-    pub(super) revision: Revision,
+    pub(super) release: Release,
     pub(super) since: Duration,
     pub(super) how: How,
 }
@@ -113,6 +115,7 @@ impl Host {
             runs: None,
             held: None,
             cut_until: Duration::ZERO,
+            has_adopted: false,
             is_gone: false,
             is_excused: false,
             restarts_by: None,
@@ -127,7 +130,7 @@ impl Host {
 
     /// Does it serve this?
     pub(super) fn serves(&self, revision: &Revision) -> bool {
-        self.runs.as_ref().is_some_and(|runs| runs.revision == *revision)
+        self.runs.as_ref().is_some_and(|runs| runs.release.is(revision))
     }
 }
 
@@ -139,9 +142,10 @@ impl Agent {
 }
 
 impl World {
-    pub(super) fn policy_of(host: usize) -> Policy {
+    fn policy_of(host: usize, has_adopted: bool) -> Policy {
         Policy {
             group: group(),
+            has_adopted,
             boot_deadline: Duration::from_secs(60),
             backoff: Duration::from_secs(2),
             backoff_max: BACKOFF_MAX,
@@ -163,12 +167,14 @@ impl World {
         // What it forgets of a swap that has ended, it takes up once more.
         host.is_excused |= host.disk.is_behind;
         host.disk.is_behind = false;
+        let runs = host.runs.as_ref().map(|runs| runs.release.clone());
+        let current = host.disk.current.clone().map(Release::Own);
         let found = Found {
             releases: host.disk.releases.clone(),
-            current: host.disk.current.clone(),
+            current: current.or(runs.filter(|release| *release == Release::Adopted)),
             is_running: host.runs.is_some(),
         };
-        let policy = Self::policy_of(index);
+        let policy = Self::policy_of(index, host.has_adopted);
         let (machine, effects) = Machine::new(policy, host.disk.journal.clone(), found);
         host.agent = Some(Agent {
             machine,
@@ -190,7 +196,7 @@ impl World {
         let life = host.life;
         self.tell(|world| {
             let host = &world.hosts[index];
-            let runs = host.runs.as_ref().map(|runs| runs.revision.short());
+            let runs = host.runs.as_ref().map(|runs| runs.release.short());
             format!("{} starts; {runs:?} runs; {:?}", host.name, host.disk.journal.swap)
         });
         let mut events = VecDeque::new();
@@ -217,7 +223,7 @@ impl World {
             // What was under way was done, or half done, or not.
             match self.random.below(3) {
                 0 => self.make_live(index, &to, How::Restart),
-                1 => self.hosts[index].disk.current = Some(to),
+                1 => self.hosts[index].disk.current = to.own().cloned(),
                 _ => {}
             }
         }
@@ -225,10 +231,10 @@ impl World {
         self.later(Duration::from_millis(wait), Due::AgentStarts(index));
     }
 
-    pub(super) fn make_live(&mut self, index: usize, to: &Revision, how: How) {
+    pub(super) fn make_live(&mut self, index: usize, to: &Release, how: How) {
         let host = &mut self.hosts[index];
-        host.disk.current = Some(to.clone());
-        host.runs = Some(Running { revision: to.clone(), since: self.now, how });
+        host.disk.current = to.own().cloned();
+        host.runs = Some(Running { release: to.clone(), since: self.now, how });
     }
 
     /// One event for the machine, and all that follows from it at once.
