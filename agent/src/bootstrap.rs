@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::config::{self, Config};
 use crate::error;
 use crate::git::{Origin, OriginConfig, OriginError, Secret};
-use crate::journal::Journal;
+use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, RunAs};
 use crate::release::state::{Leaving, boot_id};
@@ -177,6 +177,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     let run_as = RunAs { account, environment, tag, grace: process::GRACE };
     let policy = Policy {
         group: config.group.clone(),
+        has_adopted: config.adopted.is_some(),
         boot_deadline: config.boot_deadline,
         backoff: config.backoff.0,
         backoff_max: config.backoff.1,
@@ -196,7 +197,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     let found = survey(&tools).await?;
     info!(
         instance = %journal.instance,
-        current = found.current.as_ref().map(Revision::as_str),
+        current = found.current.as_ref().map(tracing::field::display),
         running = found.is_running,
         releases = found.releases.len(),
         unfinished = journal.swap.is_some(),
@@ -271,9 +272,16 @@ fn source(config: &Config, store: &Store, run: u64, seed: u64) -> Result<Source,
     }
 }
 
-/// Finds out what is on disk, and whether the live release runs.
+/// Finds out what is on disk, and whether the live release runs; where none of ours is live, whether what
+/// was adopted does.
 async fn survey(tools: &Tools) -> Result<Found, StartError> {
     let store = &tools.store;
+    let releases = store.complete();
+    if let Some(adopted) = tools.config.adopted.as_ref().filter(|_| store.is_bare()) {
+        let is_running = is_running(tools, &adopted.recipe, &Release::Adopted).await;
+        let current = is_running.then_some(Release::Adopted);
+        return Ok(Found { releases, current, is_running });
+    }
     let current = store.live();
     let mut is_running = false;
     if let Some(revision) = &current
@@ -281,20 +289,23 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
     {
         let recipe = Recipe::parse(&marker.recipe)
             .map_err(|source| StartError::LiveRecipe { revision: revision.clone(), source })?;
-        is_running =
-            match look(tools, &finder(tools, &recipe), revision, &CancellationToken::new()).await {
-                Ok(Some(_)) => true,
-                // Whoever has lost the pid file of an app that serves must not start another one.
-                Ok(None) => answers(tools, &recipe, revision).await,
-                Err(error) => {
-                    let hint = error.hint();
-                    warn!(error = error::chain(&error), hint, "it is open whether the app runs");
-                    // Then it is not a boot: what may run is looked at, and nothing is started beside it.
-                    true
-                }
-            };
+        is_running = self::is_running(tools, &recipe, &Release::Own(revision.clone())).await;
     }
-    Ok(Found { releases: store.complete(), current, is_running })
+    Ok(Found { releases, current: current.map(Release::Own), is_running })
+}
+
+async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
+    match look(tools, &finder(tools, recipe), release, &CancellationToken::new()).await {
+        Ok(Some(_)) => true,
+        // Whoever has lost the pid file of an app that serves must not start another one.
+        Ok(None) => answers(tools, recipe, release).await,
+        Err(error) => {
+            let hint = error.hint();
+            warn!(error = error::chain(&error), hint, "it is open whether the app runs");
+            // Then it is not a boot: what may run is looked at, and nothing is started beside it.
+            true
+        }
+    }
 }
 
 /// Who recipes run as: never root.

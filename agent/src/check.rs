@@ -272,7 +272,8 @@ pub fn config(path: &Path, variables: &BTreeMap<String, String>) -> (Findings, O
         Source::File(file) => Some(("source.file", file.parent().unwrap_or(file))),
         Source::Coordinator(_) => None,
     };
-    for (field, dir) in [("dir", config.dir.as_path())].into_iter().chain(watched) {
+    let adopted = config.adopted.iter().map(|adopted| ("adopt.dir", adopted.dir.as_path()));
+    for (field, dir) in [("dir", config.dir.as_path())].into_iter().chain(watched).chain(adopted) {
         // Not a problem of the file: it may be checked on another host.
         if !dir.is_dir() {
             findings.warning(&format!("{field}: {} is not there: create it first", dir.display()));
@@ -283,6 +284,7 @@ pub fn config(path: &Path, variables: &BTreeMap<String, String>) -> (Findings, O
 
 fn refuse(findings: &mut Findings, error: &ConfigError) {
     match error {
+        ConfigError::Adopt { field, message, .. } => findings.problem(field, None, message),
         ConfigError::Value { field, accepted, found, .. } => {
             findings.problem(field, None, &format!("{accepted}, not {found}"));
         }

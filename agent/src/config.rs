@@ -14,6 +14,12 @@ use serde::Deserialize;
 use towline_protocol::ids::{Group, IdError, Instance};
 use towline_protocol::recipe;
 
+mod adopt;
+
+pub use adopt::Adopted;
+
+use adopt::AdoptTable;
+
 /// What of the agent's own environment its children get, besides `git`-free essentials that the
 /// agent sets by itself (`HOME`, `USER`, `PWD`, `PATH` where it is unset). `pass_env` adds to it.
 pub const ENVIRONMENT: &[&str] = &["PATH", "LANG", "LC_ALL", "TZ"];
@@ -45,6 +51,8 @@ pub struct Config {
     pub keep: Keep,
     /// What a tree may hold.
     pub limits: TreeLimits,
+    /// What served here before Towline.
+    pub adopted: Option<Adopted>,
 }
 
 /// Where targets come from.
@@ -193,6 +201,7 @@ struct File {
     keep: Keep,
     #[serde(default)]
     limits: TreeLimits,
+    adopt: Option<AdoptTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -280,6 +289,16 @@ pub enum ConfigError {
         /// What it is.
         found: String,
     },
+    /// What served before Towline cannot be handled as it is described.
+    #[error("{field} in the config {}: {message}", path.display())]
+    Adopt {
+        /// The file.
+        path: PathBuf,
+        /// The field's full name.
+        field: String,
+        /// What is wrong.
+        message: String,
+    },
 }
 
 impl Config {
@@ -328,6 +347,12 @@ impl Config {
         if let Err(accepted) = recipe::RelativePath::new(&git.recipe) {
             return check.value("git.recipe", accepted, git.recipe);
         }
+        let adopted = file.adopt.map(|table| table.check(&file.dir)).transpose();
+        let adopted = adopted.map_err(|(field, message)| ConfigError::Adopt {
+            path: at(),
+            field,
+            message,
+        })?;
         git.credential = git.credential.map(|name| credential(&name, variables));
         let passed = |(name, _): &(&String, &String)| {
             ENVIRONMENT.contains(&name.as_str()) || file.pass_env.contains(name)
@@ -352,6 +377,7 @@ impl Config {
             ),
             keep: file.keep,
             limits: file.limits,
+            adopted,
         })
     }
 }
@@ -489,6 +515,12 @@ mod tests {
             ("[git]", "[boot]\ndeadline_s = -1\n[git]", "boot.deadline_s"),
             ("[git]", "[boot]\ndeadline = 1\n[git]", "parse"),
             ("[git]", "[git]\nrecipe = \"../x\"", "git.recipe"),
+            ("[git]", "[adopt]\nrun = \"x\"\n[git]", "parse"),
+            (
+                "[git]",
+                "[adopt]\ndir = \"/srv/web/old\"\npid_file = \"/x\"\nstart = [\"x\"]\n[git]",
+                "adopt.dir",
+            ),
         ];
         for (from, to, blamed) in cases {
             let text = LEAST.replacen(from, to, 1);

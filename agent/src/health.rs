@@ -116,8 +116,8 @@ impl Probe {
 
     /// Tries the check once. Dropping the future ends a command.
     ///
-    /// - `expected`: the revision that was made live.
-    pub async fn once(&self, expected: &Revision) -> Verdict {
+    /// - `expected`: the revision that was made live, where it is known.
+    pub async fn once(&self, expected: Option<&Revision>) -> Verdict {
         match &self.check {
             Check::Http(address) => {
                 let tried = format!("GET {address}");
@@ -225,12 +225,14 @@ fn judge(
     tried: &str,
     answer: &Answer,
     revision: Option<&RevisionAt>,
-    expected: &Revision,
+    expected: Option<&Revision>,
 ) -> Verdict {
     if !(200..300).contains(&answer.status) {
         return Verdict::unhealthy(tried, &format!("status {}", answer.status));
     }
-    let Some(place) = revision else { return Verdict::Pass { served: false } };
+    let (Some(place), Some(expected)) = (revision, expected) else {
+        return Verdict::Pass { served: false };
+    };
     if matches!(place, RevisionAt::Json(_)) && answer.body.len() > BODY_BYTES_MAX {
         let found = format!("the answer is longer than {BODY_BYTES_MAX} bytes");
         return Verdict::unhealthy(tried, &found);
@@ -350,7 +352,7 @@ mod tests {
             ),
         ];
         for (rule, place, answer, expected) in cases {
-            match (judge("GET u", &answer, place.as_ref(), &revision()), expected) {
+            match (judge("GET u", &answer, place.as_ref(), Some(&revision())), expected) {
                 (Verdict::Pass { served }, Ok(expected)) => assert_eq!(served, expected, "{rule}"),
                 (Verdict::Fail(failure), Err((cause, part))) => {
                     assert_eq!(failure.cause, cause, "{rule}");
@@ -365,7 +367,7 @@ mod tests {
     fn a_detail_is_one_short_line() {
         let answer = answer(200, None, "{\"r\":\"\\u001b[31mred\\n\\nfoo\"}");
         let place = RevisionAt::Json("/r".to_owned());
-        let verdict = judge("GET u", &answer, Some(&place), &revision());
+        let verdict = judge("GET u", &answer, Some(&place), Some(&revision()));
         let Verdict::Fail(failure) = verdict else { panic!("{verdict:?}") };
         assert!(failure.detail.starts_with("GET u: serves revision red foo, not"));
         let Verdict::Fail(long) = Verdict::unhealthy("GET u", &"x".repeat(9_999)) else { panic!() };

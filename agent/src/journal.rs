@@ -6,8 +6,10 @@
 //!
 //! PURE: no clock, no I/O.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
-use towline_protocol::ids::{Instance, Order, Revision};
+use towline_protocol::ids::{IdError, Instance, Order, Revision};
 use towline_protocol::poll::Duty;
 use towline_protocol::report::Orders;
 use towline_protocol::target::Target;
@@ -21,6 +23,69 @@ pub const RUN_SHIFT: u32 = 32;
 /// How many proven and how many rejected revisions are remembered; older ones are forgotten.
 /// Releases are pruned at a lower number, so that this loses nothing that could be used.
 const REMEMBERED_MAX: usize = 32;
+
+/// The word for what was adopted, in documents and logs.
+const ADOPTED: &str = "adopted";
+
+/// What can be live on an instance. In documents: a revision, or `adopted`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Release {
+    /// A release of the agent's own, by its revision.
+    Own(Revision),
+    /// What served here before the agent came. It lies outside of the releases, follows no reload, and
+    /// is left and taken up by a full restart.
+    Adopted,
+}
+
+impl Release {
+    /// Returns the revision of one of our own.
+    #[must_use]
+    pub fn own(&self) -> Option<&Revision> {
+        match self {
+            Release::Own(revision) => Some(revision),
+            Release::Adopted => None,
+        }
+    }
+
+    /// Is it this revision's?
+    #[must_use]
+    pub fn is(&self, revision: &Revision) -> bool {
+        self.own() == Some(revision)
+    }
+
+    /// Returns what people are told of it.
+    #[must_use]
+    pub fn short(&self) -> &str {
+        self.own().map_or("the adopted release", Revision::short)
+    }
+}
+
+impl From<Revision> for Release {
+    fn from(revision: Revision) -> Self {
+        Release::Own(revision)
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.own().map_or(ADOPTED, Revision::as_str))
+    }
+}
+
+impl From<Release> for String {
+    fn from(release: Release) -> Self {
+        release.to_string()
+    }
+}
+
+impl TryFrom<String> for Release {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        if text == ADOPTED { Ok(Release::Adopted) } else { text.parse().map(Release::Own) }
+    }
+}
 
 /// What survives a restart of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +108,9 @@ pub struct Journal {
     /// Was anything ever proven here?
     #[serde(default)]
     pub has_proven: bool,
+    /// Has an adopted release served here?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
     /// What else the source said with the target; `None`: to take it at once, as a file does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub word: Option<Heard>,
@@ -75,8 +143,8 @@ pub struct Rejected {
     /// The target that it was applied for.
     #[serde(flatten)]
     pub order: Order,
-    /// The revision that failed.
-    pub revision: Revision,
+    /// What failed.
+    pub revision: Release,
     /// Why, in one line.
     pub detail: String,
 }
@@ -88,9 +156,9 @@ pub struct Swap {
     #[serde(flatten)]
     pub order: Order,
     /// The release that is made live.
-    pub to: Revision,
+    pub to: Release,
     /// What to go back to: what served before, or the newest proven where that was not; `None` on a boot.
-    pub from: Option<Revision>,
+    pub from: Option<Release>,
     /// Why `to` failed, once it has: from then on `from` is being made live again.
     pub failed: Option<String>,
     /// The restart counter that is satisfied when it succeeds.
@@ -100,6 +168,14 @@ pub struct Swap {
     pub ordered: u64,
     /// How often a new run of the agent has found it unfinished.
     pub resumes: u32,
+}
+
+impl Swap {
+    /// Is one of the two the adopted release? Neither of them then follows a reload to the other.
+    #[must_use]
+    pub fn is_of_adopted(&self) -> bool {
+        [Some(&self.to), self.from.as_ref()].contains(&Some(&Release::Adopted))
+    }
 }
 
 impl Journal {
@@ -115,6 +191,7 @@ impl Journal {
             rejected: Vec::new(),
             swap: None,
             has_proven: false,
+            adopted: false,
             word: None,
             orders: Orders::default(),
             leave: None,
@@ -141,10 +218,16 @@ impl Journal {
         self.proven.contains(revision)
     }
 
-    /// Returns why `revision` failed for the target at `order`, if it did.
+    /// Has `release` served here through its whole window?
     #[must_use]
-    pub fn rejection(&self, order: Order, revision: &Revision) -> Option<&str> {
-        let same = |r: &&Rejected| r.order == order && r.revision == *revision;
+    pub fn is_known(&self, release: &Release) -> bool {
+        release.own().map_or(self.adopted, |revision| self.is_proven(revision))
+    }
+
+    /// Returns why `release` failed for the target at `order`, if it did.
+    #[must_use]
+    pub fn rejection(&self, order: Order, release: &Release) -> Option<&str> {
+        let same = |r: &&Rejected| r.order == order && r.revision == *release;
         self.rejected.iter().rev().find(same).map(|rejected| rejected.detail.as_str())
     }
 
@@ -153,8 +236,12 @@ impl Journal {
         self.rejected.retain(|rejected| rejected.order != order);
     }
 
-    /// Notes that `revision` was served through its whole window.
-    pub fn prove(&mut self, revision: &Revision) {
+    /// Notes that `release` was served through its whole window.
+    pub fn prove(&mut self, release: &Release) {
+        let Release::Own(revision) = release else {
+            self.adopted = true;
+            return;
+        };
         self.has_proven = true;
         self.proven.retain(|proven| proven != revision);
         self.proven.push(revision.clone());
@@ -162,16 +249,16 @@ impl Journal {
         self.proven.drain(..surplus);
     }
 
-    /// Notes that `revision` is proven, whatever was noted against it before.
-    pub fn accept(&mut self, revision: &Revision) {
-        self.rejected.retain(|rejected| rejected.revision != *revision);
-        self.prove(revision);
+    /// Notes that `release` is good, whatever was noted against it before.
+    pub fn accept(&mut self, release: &Release) {
+        self.rejected.retain(|rejected| rejected.revision != *release);
+        self.prove(release);
     }
 
-    /// Notes that `revision` failed after its swap.
-    pub fn reject(&mut self, order: Order, revision: Revision, detail: String) {
-        self.proven.retain(|proven| *proven != revision);
-        self.rejected.push(Rejected { order, revision, detail });
+    /// Notes that `release` failed after its swap.
+    pub fn reject(&mut self, order: Order, release: Release, detail: String) {
+        self.proven.retain(|proven| !release.is(proven));
+        self.rejected.push(Rejected { order, revision: release, detail });
         let surplus = self.rejected.len().saturating_sub(REMEMBERED_MAX);
         self.rejected.drain(..surplus);
     }
@@ -185,10 +272,14 @@ mod tests {
         digit.to_string().repeat(40).parse().unwrap()
     }
 
+    fn own(digit: char) -> Release {
+        Release::Own(revision(digit))
+    }
+
     #[test]
     fn another_instances_journal_keeps_only_the_order() {
         let mut journal = Journal::new("i-image".parse().unwrap());
-        journal.prove(&revision('a'));
+        journal.prove(&own('a'));
         journal.target = Some(Target {
             version: 1,
             group: "web".parse().unwrap(),
@@ -203,11 +294,11 @@ mod tests {
         journal.word = Some(Heard { duty: Duty::Hold, boot: None });
         journal.run = 9;
         let order = Order { epoch: 1, generation: 7 };
-        journal.reject(order, revision('b'), "503".to_owned());
+        journal.reject(order, own('b'), "503".to_owned());
         journal.swap = Some(Swap {
             order,
-            to: revision('c'),
-            from: Some(revision('a')),
+            to: own('c'),
+            from: Some(own('a')),
             failed: None,
             restart: 3,
             ordered: 0,
@@ -227,13 +318,13 @@ mod tests {
     fn a_rejection_holds_for_its_generation_only() {
         let mut journal = Journal::new("i-1".parse().unwrap());
         let order = |generation| Order { epoch: 1, generation };
-        journal.prove(&revision('a'));
-        journal.reject(order(1), revision('a'), "503".to_owned());
-        assert_eq!(journal.rejection(order(1), &revision('a')), Some("503"));
-        assert_eq!(journal.rejection(order(2), &revision('a')), None);
+        journal.prove(&own('a'));
+        journal.reject(order(1), own('a'), "503".to_owned());
+        assert_eq!(journal.rejection(order(1), &own('a')), Some("503"));
+        assert_eq!(journal.rejection(order(2), &own('a')), None);
         assert!(!journal.is_proven(&revision('a')), "what failed is proven no more");
-        journal.reject(order(1), revision('a'), "504".to_owned());
-        assert_eq!(journal.rejection(order(1), &revision('a')), Some("504"), "the newest counts");
+        journal.reject(order(1), own('a'), "504".to_owned());
+        assert_eq!(journal.rejection(order(1), &own('a')), Some("504"), "the newest counts");
     }
 
     #[test]
@@ -275,19 +366,36 @@ mod tests {
     }
 
     #[test]
+    fn a_swap_from_what_was_adopted_is_written_by_its_word() {
+        let written = serde_json::json!({
+            "version": 1, "instance": "i-1", "target": null, "restart": 0, "proven": [],
+            "rejected": [{ "epoch": 1, "generation": 2, "revision": "adopted", "detail": "503" }],
+            "swap": {
+                "epoch": 1, "generation": 3, "to": "c".repeat(40), "from": "adopted",
+                "failed": null, "restart": 0, "ordered": 0, "resumes": 0,
+            },
+            "has_proven": false, "adopted": true, "run": 0,
+        });
+        let journal: Journal = serde_json::from_value(written.clone()).unwrap();
+        assert!(journal.swap.as_ref().is_some_and(Swap::is_of_adopted));
+        assert!(journal.is_known(&Release::Adopted) && !journal.is_known(&own('c')));
+        assert_eq!(serde_json::to_value(&journal).unwrap(), written);
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
         let mut journal = Journal::new("i-1".parse().unwrap());
         for number in 0..100 {
-            let revision: Revision = format!("{number:040x}").parse().unwrap();
-            journal.prove(&revision);
-            journal.reject(Order { epoch: 1, generation: number }, revision, String::new());
-            journal.prove(&format!("{:040x}", number + 1000).parse().unwrap());
+            let release = Release::Own(format!("{number:040x}").parse().unwrap());
+            journal.prove(&release);
+            journal.reject(Order { epoch: 1, generation: number }, release, String::new());
+            journal.prove(&Release::Own(format!("{:040x}", number + 1000).parse().unwrap()));
         }
         assert_eq!((journal.proven.len(), journal.rejected.len()), (32, 32));
         let number = |number: u64| -> Revision { format!("{number:040x}").parse().unwrap() };
         assert_eq!(journal.proven.last(), Some(&number(1099)), "the newest are kept");
-        assert_eq!(journal.rejected.last().map(|last| &last.revision), Some(&number(99)));
-        journal.prove(&number(1080));
+        assert_eq!(journal.rejected.last().map(|last| &last.revision), Some(&number(99).into()));
+        journal.prove(&number(1080).into());
         assert_eq!(journal.proven.last(), Some(&number(1080)), "proven again is the newest");
         let same = journal.proven.iter().filter(|proven| **proven == number(1080));
         assert_eq!(same.count(), 1, "and is there once");

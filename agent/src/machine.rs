@@ -32,7 +32,7 @@ use towline_protocol::ids::{Group, Order, Revision};
 use towline_protocol::poll::Word;
 use towline_protocol::report::{Cause, Evidence, Failure, Health, Report};
 
-use crate::journal::{self, Journal, Swap};
+use crate::journal::{self, Journal, Release, Swap};
 
 mod approach;
 mod ladder;
@@ -53,6 +53,8 @@ const RESUMES_MAX: u32 = 3;
 pub struct Policy {
     /// This instance's group.
     pub group: Group,
+    /// Does host config name what served here before the agent came?
+    pub has_adopted: bool,
     /// By when a boot has settled what serves; `boot.deadline_s`, 240 s by default.
     pub boot_deadline: Duration,
     /// The wait after a first failure; it doubles up to `backoff_max`.
@@ -68,8 +70,9 @@ pub struct Policy {
 pub struct Found {
     /// The complete releases on disk, oldest first.
     pub releases: Vec<Revision>,
-    /// The complete release that `current` points at.
-    pub current: Option<Revision>,
+    /// The complete release that `current` points at; where it points at none, and the adopted one runs,
+    /// that.
+    pub current: Option<Release>,
     /// Does its cluster manager run?
     pub is_running: bool,
 }
@@ -171,18 +174,18 @@ pub enum Task {
     /// Point `current` at `to`, and reload, restart or start its manager.
     Activate {
         /// The release to make live.
-        to: Revision,
+        to: Release,
         /// What served before, where it is not what `current` names; its manager may still run.
-        from: Option<Revision>,
+        from: Option<Release>,
         /// How far to go.
         how: How,
     },
     /// Wait until the workers are those of this release.
-    Prove(Revision),
+    Prove(Release),
     /// Probe this release, which was made live a moment ago.
-    Probe(Revision, Window),
+    Probe(Release, Window),
     /// Look at this release, which serves: does it run, and is it healthy?
-    Check(Revision, Window),
+    Check(Release, Window),
 }
 
 /// How far to go to make a release live.
@@ -206,7 +209,7 @@ pub enum Window {
 /// What a deploy aims at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Aim {
-    revision: Revision,
+    release: Release,
     order: Order,
     restart: u64,
     /// The order to this instance that it carries out; see `Orders::restart`.
@@ -312,7 +315,7 @@ pub struct Machine {
     before: Option<(Live, Owed)>,
     hint: Hint,
     /// What was prepared since the start: it need not be prepared again to be swapped to.
-    ready: Option<Revision>,
+    ready: Option<Release>,
     /// The number of the question that is open.
     asked: Option<u64>,
     /// The newest question whose answer was not used and never will be.
@@ -332,7 +335,7 @@ pub struct Machine {
 /// What is known of the live release.
 #[derive(Debug, Clone, Default)]
 struct Live {
-    revision: Option<Revision>,
+    release: Option<Release>,
     /// May something of it run?
     is_running: bool,
     evidence: Option<Evidence>,
@@ -364,7 +367,7 @@ impl Machine {
             falls: 0,
             restores: 0,
             ladder: None,
-            live: Live { revision: found.current, is_running: found.is_running, ..Live::default() },
+            live: Live { release: found.current, is_running: found.is_running, ..Live::default() },
             before: None,
             looked: Duration::ZERO,
             stock_due: Some(Duration::ZERO),
@@ -422,12 +425,33 @@ impl Machine {
         &self.journal
     }
 
-    /// Does the live release hold this revision's content?
-    fn serves(&self, revision: &Revision) -> bool {
-        let held = [self.live.revision.as_ref(), self.alike.as_ref()];
+    /// Is this what serves, or of the same content?
+    fn serves(&self, release: &Release) -> bool {
+        let is_alike = release.own().is_some_and(|own| self.alike.as_ref() == Some(own));
+        let is_held = is_alike || self.live.release.as_ref() == Some(release);
         // What failed and was not replaced yet may well run, and serves nobody.
         let has_failed = self.journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
-        self.live.is_running && !has_failed && held.contains(&Some(revision))
+        self.live.is_running && !has_failed && is_held
+    }
+
+    /// Does the live release hold this revision's content?
+    fn serves_revision(&self, revision: &Revision) -> bool {
+        self.serves(&Release::Own(revision.clone()))
+    }
+
+    /// Is it there to be made live?
+    fn is_on_disk(&self, release: &Release) -> bool {
+        release.own().map_or(self.policy.has_adopted, |revision| self.releases.contains(revision))
+    }
+
+    /// The adopted release, where it has served here.
+    fn adopted(&self) -> Option<Release> {
+        (self.policy.has_adopted && self.journal.adopted).then_some(Release::Adopted)
+    }
+
+    /// The revision of the live release, where that is one of our own.
+    fn live_revision(&self) -> Option<&Revision> {
+        self.live.release.as_ref().and_then(Release::own)
     }
 
     /// Goes for the newest target, with nothing under way.
@@ -535,9 +559,9 @@ impl Machine {
 
     /// What must stay on disk: the live release, what a restore would need, the target's two.
     fn keep(&self) -> BTreeSet<Revision> {
-        let mut keep: BTreeSet<Revision> = self.live.revision.iter().cloned().collect();
+        let mut keep: BTreeSet<Revision> = self.live_revision().into_iter().cloned().collect();
         let other = |revision: &&Revision| {
-            Some(*revision) != self.live.revision.as_ref() && self.releases.contains(revision)
+            Some(*revision) != self.live_revision() && self.releases.contains(revision)
         };
         keep.extend(self.journal.proven.iter().rev().find(other).cloned());
         if let Some(target) = &self.journal.target {
@@ -546,8 +570,8 @@ impl Machine {
         }
         keep.extend(self.journal.word.as_ref().and_then(|word| word.boot.clone()));
         if let Some(swap) = &self.journal.swap {
-            keep.insert(swap.to.clone());
-            keep.extend(swap.from.clone());
+            keep.extend(swap.to.own().cloned());
+            keep.extend(swap.from.as_ref().and_then(Release::own).cloned());
         }
         keep
     }

@@ -342,6 +342,29 @@ impl Store {
         durable::sync_dir(&self.dir).map_err(failed("make durable", &self.dir))
     }
 
+    /// Removes `current`: none of the releases is live any more.
+    ///
+    /// # Errors
+    ///
+    /// Then `current` may still be there.
+    pub fn leave(&self) -> Result<(), DiskError> {
+        let current = self.current();
+        self.check_current()?;
+        match fs::remove_file(&current) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &current)(error));
+            }
+            _ => {}
+        }
+        durable::sync_dir(&self.dir).map_err(failed("make durable", &self.dir))
+    }
+
+    /// Is there no `current`, not even one that leads nowhere?
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        fs::symlink_metadata(self.current()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those whose
     /// names are in `in_use`, because a process lives there; then dependency trees beyond `trees`
     /// that no release left uses.

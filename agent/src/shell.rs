@@ -40,12 +40,14 @@ use crate::release::state::{Lock, Status};
 use crate::source::{Said, Source, Told};
 
 mod activate;
+mod place;
 mod prepare;
 mod probe;
 mod saying;
 mod watch;
 
-pub(crate) use activate::{finder, look};
+pub(crate) use activate::look;
+pub(crate) use place::finder;
 pub(crate) use probe::answers;
 pub(crate) use saying::Saying;
 
@@ -208,9 +210,9 @@ impl Shell {
         let is_left_alone = self.task.is_none() || self.is_beside;
         if is_left_alone
             && self.gone.is_none()
-            && let Some(revision) = self.machine.serving().cloned()
+            && let Some(release) = self.machine.serving().cloned()
         {
-            self.gone = Some(Box::pin(watch::gone(Rc::clone(&self.tools), revision)));
+            self.gone = Some(Box::pin(watch::gone(Rc::clone(&self.tools), release)));
         }
     }
 
@@ -324,11 +326,11 @@ impl Shell {
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
         self.tools.saying.clear();
         self.about = match &task {
-            Task::Prepare { revision, .. }
-            | Task::Activate { to: revision, .. }
-            | Task::Prove(revision)
-            | Task::Probe(revision, _)
-            | Task::Check(revision, _) => Some(revision.clone()),
+            Task::Prepare { revision, .. } => Some(revision.clone()),
+            Task::Activate { to: release, .. }
+            | Task::Prove(release)
+            | Task::Probe(release, _)
+            | Task::Check(release, _) => release.own().cloned(),
             Task::Ask(_) | Task::Journal(_) => None,
         };
         let mut asked = None;
@@ -352,9 +354,9 @@ impl Shell {
             Task::Activate { to, from, how } => {
                 Box::pin(activate::activate(tools, to, from, how, own))
             }
-            Task::Prove(revision) => Box::pin(activate::prove(tools, revision, own)),
-            Task::Probe(revision, window) => Box::pin(probe::probe(tools, revision, window, own)),
-            Task::Check(revision, window) => Box::pin(probe::check(tools, revision, window, own)),
+            Task::Prove(release) => Box::pin(activate::prove(tools, release, own)),
+            Task::Probe(release, window) => Box::pin(probe::probe(tools, release, window, own)),
+            Task::Check(release, window) => Box::pin(probe::check(tools, release, window, own)),
         };
         let generation = self.machine.journal().target.as_ref().map(|t| t.order.generation);
         let span = info_span!("deploy", group = %self.tools.config.group, generation);
@@ -382,12 +384,12 @@ impl Shell {
         if let Some(reason) = &report.degraded
             && was(|r| r.degraded.as_ref()).as_ref() != Some(reason)
         {
-            warn!(serving = report.serving.as_ref().map(Revision::as_str), reason, "degraded");
+            warn!(serving = serving(&report), reason, "degraded");
         }
         let phase = last.as_ref().map(|last| last.phase);
         if report.phase == Phase::Restoring && phase != Some(Phase::Restoring) {
             let failed = report.failure.as_ref().map(|failure| failure.revision.as_str());
-            let back_to = report.serving.as_ref().map(Revision::as_str);
+            let back_to = serving(&report);
             let error = report.failure.as_ref().map(|failure| failure.detail.as_str());
             warn!(
                 revision = failed,
@@ -402,7 +404,7 @@ impl Shell {
         }
         let health = last.as_ref().map(|last| last.health);
         if report.phase == Phase::Idle && health.is_some_and(|health| health != report.health) {
-            let serving = report.serving.as_ref().map(Revision::as_str);
+            let serving = serving(&report);
             let evidence = report.evidence.map(Evidence::as_str);
             info!(revision = serving, health = report.health.as_str(), evidence, "serving");
         }
@@ -440,6 +442,12 @@ fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
     if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
         warn!(error = errors::chain(&error), "could not prune the git cache");
     }
+}
+
+/// What serves, as the log has it.
+fn serving(report: &Report) -> Option<&str> {
+    let adopted = report.adopted.then_some("adopted");
+    report.serving.as_ref().map(Revision::as_str).or(adopted)
 }
 
 /// Is the host on its way down, as far as systemd's files tell? `run` is `/run`.

@@ -30,6 +30,10 @@ pub fn text(
             let short = revision.short();
             format!("serves   {short}, {health}{evidence}; last change {age_s} s ago ({revision})")
         }
+        None if report.adopted => {
+            let health = health(report.health);
+            format!("serves   what was here before Towline, {health}; last change {age_s} s ago")
+        }
         None => format!("serves   nothing of Towline's; last change {age_s} s ago"),
     });
     lines.push(match (&report.target, report.order) {

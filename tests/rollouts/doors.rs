@@ -93,7 +93,8 @@ fn token_of(host: &Host) -> String {
     let path = host.dir().join(".towline/token");
     let mode = fs::metadata(&path).expect("it has joined").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "it is the agent's own");
-    let token: Value = serde_json::from_slice(&fs::read(path).expect("it is ours")).unwrap();
+    let token: Value =
+        serde_json::from_slice(&fs::read(path).expect("it is ours")).expect("it is JSON");
     token["token"].as_str().expect("a token is text").to_owned()
 }
 
@@ -283,8 +284,12 @@ fn nobody_trusts_another_certificate_and_a_new_one_is_shown_without_a_restart() 
         (table.replace(text(&door.authority.file), text(&other.file)), &url, "UnknownIssuer"),
         (table.clone(), &named, "localhost"),
     ] {
-        let mut host =
-            Host::member("i-01", "https://127.0.0.1:1/x.git", &[address.clone()], &table);
+        let mut host = Host::member(
+            "i-01",
+            "https://127.0.0.1:1/x.git",
+            std::slice::from_ref(address),
+            &table,
+        );
         host.run();
         host.await_some("it to say whom it cannot trust", |host| {
             let log = host.log();

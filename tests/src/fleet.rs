@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use towline_agent::journal::Release;
 use towline_coordinator::records::{Draft, key};
 use towline_protocol::fleet::GroupRecord;
 use towline_protocol::ids::{Group, Revision};
@@ -23,6 +24,7 @@ use crate::random::Random;
 mod coordinator;
 mod ending;
 mod host;
+mod messages;
 mod network;
 mod operators;
 mod rules;
@@ -252,14 +254,20 @@ impl World {
             host.disk.releases.push(baked.clone());
             host.disk.current = Some(baked.clone());
             if self.random.one_in(2) {
-                let (revision, since) = (baked.clone(), self.now);
-                let how = towline_agent::machine::How::Restart;
-                self.book.activated.insert(revision.clone());
-                host.runs = Some(Running { revision, since, how });
+                self.book.activated.insert(baked.clone());
+                host.runs = Some(self.running(Release::Own(baked.clone())));
             }
+        } else if self.random.one_in(2) {
+            // What is there is none of ours; it may serve.
+            host.has_adopted = true;
+            host.runs = (!self.random.one_in(3)).then(|| self.running(Release::Adopted));
         }
         self.hosts.push(host);
         self.start_agent(index)
+    }
+
+    fn running(&self, release: Release) -> Running {
+        Running { release, since: self.now, how: towline_agent::machine::How::Restart }
     }
 
     fn new_revision(&mut self, character: Option<Character>) -> Revision {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use towline_agent::journal::Journal;
+use towline_agent::journal::{Journal, Release};
 use towline_agent::machine::{
     Effect, Event, Found, How, Leave, Machine, Outcome, Policy, Task, TaskId,
 };
@@ -55,7 +55,9 @@ pub struct World {
     journal: Journal,
     releases: Vec<Revision>,
     current: Option<Revision>,
-    running: Option<Revision>,
+    running: Option<Release>,
+    /// Does host config name what was there before the agent?
+    has_adopted: bool,
     // The agent.
     machine: Machine,
     task: Option<(TaskId, Task)>,
@@ -93,6 +95,7 @@ pub struct World {
 fn policy() -> Policy {
     Policy {
         group: "web".parse().expect("a valid name"),
+        has_adopted: false,
         boot_deadline: Duration::from_secs(240),
         backoff: Duration::from_secs(2),
         backoff_max: Duration::from_secs(300),
@@ -112,11 +115,13 @@ impl World {
         let current = is_baked.then(|| baked.clone());
         let releases: Vec<Revision> = current.iter().cloned().collect();
         // And what may run there from before there were any.
-        let running: Option<Revision> =
-            (!is_baked && random.one_in(4)).then(|| "c".repeat(40).parse().expect("40 digits"));
-        let is_running = running.is_some();
-        let found = Found { releases: releases.clone(), current: current.clone(), is_running };
-        let (machine, effects) = Machine::new(policy(), journal.clone(), found);
+        let has_adopted = random.one_in(3);
+        let is_adopted = has_adopted && !is_baked && !random.one_in(4);
+        let running = is_adopted.then_some(Release::Adopted);
+        let live = current.clone().map(Release::Own).or(running.clone());
+        let found = Found { releases: releases.clone(), current: live, is_running: is_adopted };
+        let policy = Policy { has_adopted, ..policy() };
+        let (machine, effects) = Machine::new(policy, journal.clone(), found);
         let mut world = Self {
             random,
             characters: current.iter().map(|baked| (baked.clone(), Character::Good)).collect(),
@@ -128,6 +133,7 @@ impl World {
             releases,
             current,
             running,
+            has_adopted,
             machine,
             task: None,
             wake: None,
@@ -135,7 +141,7 @@ impl World {
             hangs: None,
             says: Says::new(),
             is_behind: false,
-            found_running: is_running,
+            found_running: is_adopted,
             is_full: false,
             is_stuck: false,
             how: How::Reload,
@@ -237,7 +243,7 @@ impl World {
         self.set_target(good.clone(), None, more);
         self.hear()?;
         self.settle()?;
-        if self.running.as_ref() != Some(&good) {
+        if self.running_own() != Some(&good) {
             return Err(format!("a good target was not reached: {:?} runs", self.running));
         }
         self.check_end()?;
@@ -347,9 +353,14 @@ impl World {
         Ok(())
     }
 
+    /// The revision that runs, where it is none that was there before.
+    fn running_own(&self) -> Option<&Revision> {
+        self.running.as_ref().and_then(Release::own)
+    }
+
     /// The agent is killed and started again.
     fn crash(&mut self) -> Result<(), String> {
-        self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Revision::short)));
+        self.trace.push(format!("crash; {:?} runs", self.running.as_ref().map(Release::short)));
         self.crashes += 1;
         self.task = None;
         self.has_died = false;
@@ -365,12 +376,15 @@ impl World {
         // A boot that was interrupted is still a boot: nothing served before it.
         let is_boot = self.journal.swap.as_ref().is_some_and(|swap| swap.from.is_none());
         self.found_running = self.running.is_some() && !is_boot;
+        let current = self.current.clone().map(Release::Own);
+        let adopted = || self.running.clone().filter(|release| *release == Release::Adopted);
         let found = Found {
             releases: self.releases.clone(),
-            current: self.current.clone(),
+            current: current.or_else(adopted),
             is_running: self.running.is_some(),
         };
-        let (machine, effects) = Machine::new(policy(), self.journal.clone(), found);
+        let policy = Policy { has_adopted: self.has_adopted, ..policy() };
+        let (machine, effects) = Machine::new(policy, self.journal.clone(), found);
         self.machine = machine;
         self.perform(effects)
     }

@@ -4,12 +4,11 @@
 
 use std::time::Duration;
 
-use towline_protocol::ids::Revision;
 use towline_protocol::poll::Duty;
 use towline_protocol::report::{Cause, Failure};
 
 use super::{Aim, Effect, How, Leave, Machine, Owed, Retry, State, Task};
-use crate::journal::Swap;
+use crate::journal::{Release, Swap};
 
 impl Machine {
     /// Looks at what the newest word asks for, with nothing under way.
@@ -22,26 +21,28 @@ impl Machine {
             return self.ask(aim, 1, effects);
         }
         let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
-        let Some(revision) = self.wanted() else {
-            self.degraded = target.not.filter(|not| self.serves(not)).map(|not| {
-                format!("{} must not serve, and nothing else is proven here", not.short())
+        let Some(release) = self.wanted() else {
+            let failed = self.journal.rejection(target.order, &Release::Adopted);
+            let failed = failed.map_or(String::new(), |detail| format!(" ({detail})"));
+            self.degraded = target.not.filter(|not| self.serves_revision(not)).map(|not| {
+                format!("{} must not serve, and nothing else is proven here{failed}", not.short())
             });
             return self.rest(effects);
         };
-        let aim = self.aim(revision);
-        let rejection = self.journal.rejection(aim.order, &aim.revision);
+        let aim = self.aim(release);
+        let rejection = self.journal.rejection(aim.order, &aim.release);
         if let Some(detail) = rejection {
-            self.degraded = Some(format!("{} was rejected: {detail}", aim.revision.short()));
+            self.degraded = Some(format!("{} was rejected: {detail}", aim.release.short()));
             return self.rest(effects);
         }
-        if self.serves(&aim.revision) && aim.restart <= self.journal.restart {
+        if self.serves(&aim.release) && aim.restart <= self.journal.restart {
             self.degraded = None;
             return self.rest(effects);
         }
-        let is_ready = self.is_ready(&aim.revision);
+        let is_ready = self.is_ready(&aim.release);
         match self.duty() {
             Duty::Hold => self.rest(effects),
-            _ if self.is_refused(&aim.revision) => self.rest(effects),
+            _ if self.is_refused(&aim.release) => self.rest(effects),
             Duty::Prepare if is_ready => self.rest(effects),
             Duty::Take if is_ready => self.ask(aim, 1, effects),
             Duty::Prepare | Duty::Take => self.prepare(aim, 1, effects),
@@ -53,26 +54,30 @@ impl Machine {
         // Where nothing good serves, the way out comes first.
         let serves = self.live.is_running && self.journal.swap.is_none();
         let is_due = self.journal.target.is_some() && self.has_ordered();
-        let live = self.live.revision.clone().filter(|_| serves && is_due)?;
+        let live = self.live.release.clone().filter(|_| serves && is_due)?;
         let ordered = self.hint.orders.restart;
         Some(Aim { restart: self.journal.restart, ordered, ..self.aim(live) })
     }
 
     /// Was it prepared since the start, and is it still there?
-    fn is_ready(&self, revision: &Revision) -> bool {
-        self.ready.as_ref() == Some(revision)
-            && self.releases.contains(revision)
+    fn is_ready(&self, release: &Release) -> bool {
+        self.ready.as_ref() == Some(release)
+            && self.is_on_disk(release)
             && self.live.is_running
             && self.ladder.is_none()
     }
 
     /// Is it known that this revision can never be prepared as it is?
-    pub(super) fn is_refused(&self, revision: &Revision) -> bool {
-        let refused = |f: &Failure| f.cause == Cause::Refused && f.revision == *revision;
+    pub(super) fn is_refused(&self, release: &Release) -> bool {
+        let refused = |f: &Failure| f.cause == Cause::Refused && release.is(&f.revision);
         self.failure.as_ref().is_some_and(refused)
     }
 
     pub(super) fn prepare(&mut self, aim: Aim, attempt: u32, effects: &mut Vec<Effect>) {
+        let Release::Own(revision) = aim.release.clone() else {
+            // It lies where it always has.
+            return self.prepared(aim, false, effects);
+        };
         // At boot, and where a restore failed, nothing serves that could stand in for it; and a
         // restart needs the release itself.
         let may_stand_in = self.ladder.is_none()
@@ -80,9 +85,8 @@ impl Machine {
             && aim.restart <= self.journal.restart
             && aim.ordered <= self.journal.orders.restart;
         let unless_like =
-            self.live.revision.clone().filter(|_| may_stand_in && self.live.is_running);
-        let revision = aim.revision.clone();
-        let deadline = self.rung_deadline(&revision);
+            self.live_revision().cloned().filter(|_| may_stand_in && self.live.is_running);
+        let deadline = self.rung_deadline(&aim.release);
         self.state = State::Preparing { aim, attempt };
         self.begin(Task::Prepare { revision, unless_like }, effects);
         effects.extend(deadline.map(Effect::WakeAt));
@@ -90,18 +94,20 @@ impl Machine {
 
     pub(super) fn prepared(&mut self, aim: Aim, alike: bool, effects: &mut Vec<Effect>) {
         let could_not =
-            |failure: &Failure| failure.cause.is_before_swap() && failure.revision == aim.revision;
+            |failure: &Failure| failure.cause.is_before_swap() && aim.release.is(&failure.revision);
         if self.failure.take().as_ref().is_some_and(could_not) && self.ladder.is_none() {
             self.degraded = None;
         }
         if alike {
-            self.alike = Some(aim.revision);
+            self.alike = aim.release.own().cloned();
             self.degraded = None;
             return self.rest(effects);
         }
-        self.releases.retain(|release| *release != aim.revision);
-        self.releases.push(aim.revision.clone());
-        self.ready = Some(aim.revision.clone());
+        if let Release::Own(revision) = &aim.release {
+            self.releases.retain(|release| release != revision);
+            self.releases.push(revision.clone());
+        }
+        self.ready = Some(aim.release.clone());
         if self.live.is_running {
             self.ask_if_due(aim, effects);
         } else {
@@ -117,13 +123,14 @@ impl Machine {
         detail: String,
         effects: &mut Vec<Effect>,
     ) {
-        let revision = aim.revision.clone();
-        let said = format!("{} could not be prepared: {detail}", revision.short());
-        self.failure = Some(Failure { order: Some(aim.order), revision, cause, detail, attempt });
+        let said = format!("{} could not be prepared: {detail}", aim.release.short());
+        let revision = aim.release.own().cloned();
+        let order = Some(aim.order);
+        self.failure = revision.map(|revision| Failure { order, revision, cause, detail, attempt });
         if self.ladder.is_some() {
             return self.rung_failed(aim, attempt, cause, said, effects);
         }
-        if !self.serves(&aim.revision) {
+        if !self.serves(&aim.release) {
             self.degraded = Some(said);
         }
         if cause == Cause::Disk {
@@ -153,7 +160,7 @@ impl Machine {
         }
         self.falls = self.falls.saturating_add(1);
         let Swap { order, restart, ordered, .. } = swap;
-        let aim = Aim { revision: swap.to, order, restart, ordered };
+        let aim = Aim { release: swap.to, order, restart, ordered };
         self.not_prepared(aim, self.falls, cause, detail, effects);
     }
 
@@ -181,7 +188,7 @@ impl Machine {
             return self.start_over(effects);
         }
         let Swap { order, restart, ordered, .. } = swap;
-        self.ask_if_due(Aim { revision: swap.to, order, restart, ordered }, effects);
+        self.ask_if_due(Aim { release: swap.to, order, restart, ordered }, effects);
     }
 
     /// The answer to the question that is open will not be used.

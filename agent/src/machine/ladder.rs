@@ -1,13 +1,13 @@
 //! The boot ladder: what to serve when nothing does yet.
 //!
 //! ```text
-//!   assignment ──► fallback ──► newest proven here ──► baked ──► shunned ──► nothing; again later
-//!                  (of the target)         (what `current` was,   (in quarantine, or what must
-//!                                           or any on disk)        not serve)
+//!   assignment ──► fallback ──► newest proven here ──► baked ──► adopted ──► shunned ──► nothing;
+//!                  (of the target)         (what `current` was,          (in quarantine,   again
+//!                                           or any on disk)               or must not serve) later
 //! ```
 //!
-//! The assignment is what the source's word has for a boot. A newborn without one takes what is baked; an
-//! instance that served here before keeps what it served, unless its group's boots are the target's.
+//! The assignment is what the source's word has for a boot. A newborn without one takes what is baked, or
+//! was there before the agent; an instance that served here before keeps what it served, unless its group's boots are the target's.
 //!
 //! Each rung that is left behind leaves a reason; every rung but the first is `degraded`. A rung's
 //! deadline bounds its preparing only: once a release is live it has its whole health window, and
@@ -17,11 +17,10 @@
 
 use std::time::Duration;
 
-use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Health};
 
 use super::{Aim, Effect, Machine, Retry, State};
-use crate::journal::Swap;
+use crate::journal::{Release, Swap};
 
 /// How often a rung's release is tried to be prepared while something proven here waits on disk.
 const ATTEMPTS_MAX: u32 = 3;
@@ -37,7 +36,7 @@ pub(super) struct Ladder {
     rung: Option<Rung>,
     /// When the present rung was begun.
     rung_began: Duration,
-    tried: Vec<Revision>,
+    tried: Vec<Release>,
     reasons: Vec<String>,
 }
 
@@ -47,6 +46,7 @@ enum Rung {
     Fallback,
     Proven,
     Baked,
+    Adopted,
     /// What is only taken where nothing else is left.
     Shunned,
     /// No release is left to try.
@@ -76,12 +76,12 @@ impl Ladder {
             Some(Rung::Fallback | Rung::Shunned) => {
                 Some((self.started + whole).max(self.rung_began + whole / 4))
             }
-            Some(Rung::Proven | Rung::Baked | Rung::Ground) => None,
+            Some(Rung::Proven | Rung::Baked | Rung::Adopted | Rung::Ground) => None,
         }
     }
 
     /// What was tried on it.
-    pub(super) fn tried(&self) -> &[Revision] {
+    pub(super) fn tried(&self) -> &[Release] {
         &self.tried
     }
 
@@ -111,7 +111,8 @@ impl Machine {
                 Some(Rung::Assignment) => Rung::Fallback,
                 Some(Rung::Fallback) => Rung::Proven,
                 Some(Rung::Proven) => Rung::Baked,
-                Some(Rung::Baked) => Rung::Shunned,
+                Some(Rung::Baked) => Rung::Adopted,
+                Some(Rung::Adopted) => Rung::Shunned,
                 Some(Rung::Shunned | Rung::Ground) => Rung::Ground,
             };
             ladder.rung = Some(rung);
@@ -120,12 +121,12 @@ impl Machine {
                 return self.nothing_left(effects);
             }
             match self.candidate(rung) {
-                Ok(Some(revision)) => {
+                Ok(Some(release)) => {
                     // A start satisfies every order to restart.
                     let ordered = self.hint.orders.restart;
-                    let aim = Aim { ordered, ..self.aim(revision) };
+                    let aim = Aim { ordered, ..self.aim(release) };
                     if let Some(ladder) = &mut self.ladder {
-                        ladder.tried.push(aim.revision.clone());
+                        ladder.tried.push(aim.release.clone());
                     }
                     return self.prepare(aim, 1, effects);
                 }
@@ -136,76 +137,87 @@ impl Machine {
     }
 
     /// What a rung would serve; an error where it should have something and has not.
-    fn candidate(&self, rung: Rung) -> Result<Option<Revision>, String> {
+    fn candidate(&self, rung: Rung) -> Result<Option<Release>, String> {
         let tried = self.ladder.as_ref().map_or(&[][..], |ladder| &ladder.tried);
         let order = self.order();
         // What failed for this target is not activated for it again, on no rung.
-        let is_open = |revision: &&Revision| {
-            !tried.contains(revision) && self.journal.rejection(order, revision).is_none()
+        let is_open = |release: &Release| {
+            !tried.contains(release) && self.journal.rejection(order, release).is_none()
         };
-        let is_new = |revision: &&Revision| is_open(revision) && !self.is_shunned(revision);
-        let on_disk = |revision: &&Revision| self.releases.contains(revision);
-        let fallback = self.journal.target.as_ref().and_then(|target| target.fallback.as_ref());
-        let proven = self.journal.proven.iter().rev().filter(on_disk);
+        let is_new = |release: &Release| is_open(release) && !self.is_shunned(release);
+        let on_disk = |release: &Release| self.is_on_disk(release);
+        let fallback = self.journal.target.as_ref().and_then(|target| target.fallback.clone());
+        let mut fallback = fallback.into_iter().map(Release::Own);
+        let mut proven = self.proven_here().filter(on_disk);
         Ok(match rung {
             Rung::Assignment => {
-                let Some(revision) = self.assigned()? else { return Ok(None) };
-                if tried.contains(&revision) {
+                let Some(release) = self.assigned()? else { return Ok(None) };
+                if tried.contains(&release) {
                     // Found unfinished, and failed: the reason stands already.
                     return Ok(None);
                 }
-                if let Some(detail) = self.journal.rejection(order, &revision) {
-                    return Err(format!("{} was rejected: {detail}", revision.short()));
+                if let Some(detail) = self.journal.rejection(order, &release) {
+                    return Err(format!("{} was rejected: {detail}", release.short()));
                 }
-                if self.is_shunned(&revision) {
-                    return Err(format!("{} is in quarantine", revision.short()));
+                if self.is_shunned(&release) {
+                    return Err(format!("{} is in quarantine", release.short()));
                 }
-                Some(revision)
+                Some(release)
             }
-            Rung::Fallback => fallback.filter(is_new).cloned(),
-            Rung::Proven => proven.into_iter().find(is_new).cloned(),
-            Rung::Baked => self.baked().find(is_new).cloned(),
+            Rung::Fallback => fallback.find(is_new),
+            Rung::Proven => proven.find(is_new),
+            Rung::Baked => self.baked().find(is_new),
+            Rung::Adopted => Some(Release::Adopted).filter(on_disk).filter(is_new),
             Rung::Shunned => {
-                let assigned = self.assigned().ok().flatten();
-                let all = assigned.iter().chain(fallback).chain(proven).chain(self.baked());
-                all.filter(|revision| self.is_shunned(revision)).find(is_open).cloned()
+                let assigned = self.assigned().ok().flatten().into_iter();
+                let all = assigned.chain(fallback).chain(proven).chain(self.baked());
+                all.filter(|release| self.is_shunned(release)).find(is_open)
             }
             Rung::Ground => None,
         })
     }
 
     /// What a boot is to serve, if it can; an error where nothing is known of it.
-    pub(super) fn assigned(&self) -> Result<Option<Revision>, String> {
+    pub(super) fn assigned(&self) -> Result<Option<Release>, String> {
         let Some(target) = &self.journal.target else {
             let why = self.objection.as_deref().unwrap_or("the source has not answered");
             return Err(format!("there is no target: {why}"));
         };
+        let wanted = target.revision.clone().map(Release::Own);
         let boot = match &self.journal.word {
-            Some(word) => word.boot.clone(),
-            None => target.revision.clone(),
+            Some(word) => word.boot.clone().map(Release::Own),
+            None => wanted.clone(),
         };
-        let is_good = |revision: &&Revision| {
-            !self.is_shunned(revision) && self.journal.rejection(target.order, revision).is_none()
+        let is_good = |release: &Release| {
+            !self.is_shunned(release) && self.journal.rejection(target.order, release).is_none()
         };
-        let baked = || self.baked().find(is_good).cloned();
+        let on_disk = |release: &Release| self.is_on_disk(release);
+        let baked = || self.baked().find(is_good);
         if self.is_newborn() {
-            return Ok(boot.or_else(baked).or_else(|| target.revision.clone()));
+            // What lies there to be adopted is as good as baked.
+            let adopted = || Some(Release::Adopted).filter(on_disk).filter(is_good);
+            return Ok(boot.or_else(baked).or_else(adopted).or(wanted));
         }
-        if boot.is_some() && boot == target.revision {
+        if boot.is_some() && boot == wanted {
             return Ok(boot);
         }
         // The swap to an unproven target had begun where `current` names it, and not otherwise.
-        let current = self.live.revision.iter().filter(|live| self.releases.contains(live));
-        let proven = self.journal.proven.iter().rev();
-        let proven = proven.filter(|revision| self.releases.contains(revision));
-        let own = if boot.is_some() { None } else { proven.clone().find(is_good) };
-        Ok(current.clone().find(is_good).or(own).cloned().or(boot).or_else(baked))
+        let current = self.live.release.clone().filter(on_disk).filter(is_good);
+        let own = || self.proven_here().filter(on_disk).find(is_good);
+        let own = current.or_else(|| if boot.is_some() { None } else { own() });
+        let adopted = || self.adopted().filter(is_good);
+        Ok(own.or(boot).or_else(adopted).or_else(baked))
     }
 
-    /// What lies on disk, what was live first, then the newest.
-    fn baked(&self) -> impl Iterator<Item = &Revision> {
-        let current = self.live.revision.iter().filter(|live| self.releases.contains(live));
-        current.chain(self.releases.iter().rev())
+    /// What was proven here, the newest first.
+    fn proven_here(&self) -> impl Iterator<Item = Release> {
+        self.journal.proven.iter().rev().cloned().map(Release::Own)
+    }
+
+    /// What lies on disk of our own, what was live first, then the newest.
+    fn baked(&self) -> impl Iterator<Item = Release> {
+        let current = self.live_revision().filter(|live| self.releases.contains(live));
+        current.into_iter().chain(self.releases.iter().rev()).cloned().map(Release::Own)
     }
 
     fn leave(&mut self, reason: String) {
@@ -223,10 +235,10 @@ impl Machine {
         said: String,
         effects: &mut Vec<Effect>,
     ) {
-        let deadline = self.rung_deadline(&aim.revision);
+        let deadline = self.rung_deadline(&aim.release);
         let has_time = deadline.is_some_and(|deadline| self.now + self.backoff(attempt) < deadline);
         // What was good here before, and is there, is better than nothing for minutes.
-        let is_enough = attempt >= ATTEMPTS_MAX && self.has_proven_besides(&aim.revision);
+        let is_enough = attempt >= ATTEMPTS_MAX && self.has_proven_besides(&aim.release);
         if has_time && !is_enough && cause != Cause::Refused {
             self.degraded = Some(said);
             return self.wait(Retry::Prepare(aim), attempt, effects);
@@ -236,22 +248,22 @@ impl Machine {
     }
 
     /// By when this release must be prepared: sooner where something proven here waits on disk.
-    pub(super) fn rung_deadline(&self, revision: &Revision) -> Option<Duration> {
+    pub(super) fn rung_deadline(&self, release: &Release) -> Option<Duration> {
         let ladder = self.ladder.as_ref()?;
         let deadline = ladder.rung_deadline()?;
         let patience = ladder.rung_began + PATIENCE;
-        let is_awaited = self.has_proven_besides(revision);
+        let is_awaited = self.has_proven_besides(release);
         Some(if is_awaited { deadline.min(patience) } else { deadline })
     }
 
     /// Is something on disk that was proven here, and may be activated, besides this?
-    fn has_proven_besides(&self, revision: &Revision) -> bool {
+    fn has_proven_besides(&self, release: &Release) -> bool {
         let order = self.order();
-        self.journal.proven.iter().any(|proven| {
-            proven != revision
-                && !self.is_shunned(proven)
-                && self.releases.contains(proven)
-                && self.journal.rejection(order, proven).is_none()
+        self.proven_here().chain(self.adopted()).any(|proven| {
+            proven != *release
+                && !self.is_shunned(&proven)
+                && self.is_on_disk(&proven)
+                && self.journal.rejection(order, &proven).is_none()
         })
     }
 
@@ -260,12 +272,12 @@ impl Machine {
         let prepares = match &self.state {
             State::Unsure | State::Waiting { retry: Retry::Prepare(_), .. } => true,
             // What is complete on disk needs no preparing.
-            State::Preparing { aim, .. } => !self.releases.contains(&aim.revision),
+            State::Preparing { aim, .. } => !self.is_on_disk(&aim.release),
             _ => false,
         };
         let deadline = match &self.state {
             State::Preparing { aim, .. } | State::Waiting { retry: Retry::Prepare(aim), .. } => {
-                self.rung_deadline(&aim.revision)
+                self.rung_deadline(&aim.release)
             }
             _ => self.ladder.as_ref().and_then(Ladder::rung_deadline),
         };
@@ -285,7 +297,7 @@ impl Machine {
                 failure.detail
             ),
             (None, State::Preparing { aim, .. }) => {
-                format!("{} could not be prepared in time", aim.revision.short())
+                format!("{} could not be prepared in time", aim.release.short())
             }
             (None, _) => "the time was over".to_owned(),
         };

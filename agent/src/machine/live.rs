@@ -11,7 +11,6 @@
 //!
 //! PURE.
 
-use towline_protocol::ids::Revision;
 use towline_protocol::poll::Duty;
 use towline_protocol::report::{Cause, Evidence, Failure, Health};
 
@@ -19,7 +18,7 @@ use super::{
     Aim, Effect, How, Leave, Live, Machine, Outcome, Owed, RESUMES_MAX, Retry, State, Step, Task,
     Window,
 };
-use crate::journal::{self, Swap};
+use crate::journal::{self, Release, Swap};
 
 /// How often what served before is tried to be made live before the ladder is climbed for anything
 /// else that may serve.
@@ -30,7 +29,7 @@ impl Machine {
     pub(super) fn swap(&mut self, aim: Aim, leave: Option<Leave>, effects: &mut Vec<Effect>) {
         // A restore that did not succeed is still owed to what served before it.
         let owed = self.journal.swap.as_ref().and_then(|swap| swap.from.clone());
-        let live = self.live.revision.clone().filter(|_| self.live.is_running);
+        let live = self.live.release.clone().filter(|_| self.live.is_running);
         let is_ordered = aim.ordered > self.journal.orders.restart;
         let how = if (aim.restart > self.journal.restart || is_ordered) && live.is_some() {
             How::Restart
@@ -38,23 +37,25 @@ impl Machine {
             How::Reload
         };
         // What never passed its window is no place to go back to while something proven is there.
-        let is_known =
-            |revision: &&Revision| **revision != aim.revision && self.releases.contains(revision);
+        let is_other = |release: &Release| *release != aim.release && self.is_on_disk(release);
         let from = live.map(|live| {
-            if self.journal.is_proven(&live) {
+            // What was there before the agent is taken as it is.
+            if live == Release::Adopted || self.journal.is_known(&live) {
                 return live;
             }
-            self.journal.proven.iter().rev().find(is_known).cloned().unwrap_or(live)
+            let known = self.journal.proven.iter().rev().cloned().map(Release::Own);
+            known.chain(self.adopted()).find(is_other).unwrap_or(live)
         });
         let swap = Swap {
             order: aim.order,
-            to: aim.revision,
+            to: aim.release,
             from: owed.or(from),
             failed: None,
             restart: aim.restart,
             ordered: aim.ordered,
             resumes: 0,
         };
+        self.journal.adopted |= swap.from == Some(Release::Adopted);
         // In memory as well, so that whatever is journalled meanwhile keeps it.
         let owed =
             Owed { swap: self.journal.swap.replace(swap.clone()), leave: self.journal.leave };
@@ -72,7 +73,7 @@ impl Machine {
         let is_order = (swap.restart > self.journal.restart || is_ordered) && swap.from.is_some();
         // The journal that told of the proof may have been lost to a full disk, and what served
         // before pruned since: then the ladder is left to go back to.
-        swap.from = swap.from.filter(|from| self.releases.contains(from));
+        swap.from = swap.from.filter(|from| self.is_on_disk(from));
         let obstacle = if swap.failed.is_some() {
             None
         } else if swap.resumes > RESUMES_MAX {
@@ -80,7 +81,7 @@ impl Machine {
                 Cause::Activate,
                 format!("the agent ended {RESUMES_MAX} times in the middle of it"),
             ))
-        } else if !self.releases.contains(&swap.to) {
+        } else if !self.is_on_disk(&swap.to) {
             Some((Cause::Disk, "its release is no longer complete on disk".to_owned()))
         } else {
             None
@@ -110,7 +111,8 @@ impl Machine {
     ) {
         self.before = before;
         let (to, from) = (swap.to.clone(), swap.from.clone());
-        self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
+        let how = if swap.is_of_adopted() { How::Restart } else { how };
+        self.live = Live { release: Some(to.clone()), is_running: true, ..Live::default() };
         self.alike = None;
         self.state = State::Live { swap, how, step: Step::Activate };
         self.begin(Task::Activate { to, from, how }, effects);
@@ -137,7 +139,7 @@ impl Machine {
             }
             (Step::Prove, Outcome::Proved(evidence)) => {
                 self.live.evidence = Some(evidence);
-                let known = self.ladder.is_some() && self.journal.is_proven(&to);
+                let known = self.ladder.is_some() && self.journal.is_known(&to);
                 let window = if known { Window::Brief } else { Window::Full };
                 self.state = State::Live { swap, how, step: Step::Probe };
                 self.begin(Task::Probe(to, window), effects);
@@ -175,7 +177,7 @@ impl Machine {
         self.live.health = None;
         self.falls = self.falls.saturating_add(1);
         let attempt = self.falls;
-        self.failure = Some(failure(&swap, swap.to.clone(), Cause::Host, detail, attempt));
+        self.failure = failure(&swap, &swap.to, Cause::Host, detail, attempt);
         self.wait(Retry::Resume(swap, how), attempt, effects);
     }
 
@@ -201,14 +203,14 @@ impl Machine {
         // What the boot was not assigned is not what failed on it.
         let wanted = self.wanted().filter(|wanted| is_boot && !self.serves(wanted));
         let wanted = wanted.filter(|wanted| self.duty() != Duty::Hold && tried.contains(wanted));
-        let Some(revision) = wanted else { return self.consider(effects) };
-        if self.journal.rejection(self.order(), &revision).is_some() {
+        let Some(release) = wanted else { return self.consider(effects) };
+        if self.journal.rejection(self.order(), &release).is_some() {
             return self.rest(effects);
         }
         // On a lower rung. What just failed needs a moment before it is tried again; what was good here
         // and did not boot needs more, since that took nothing of what serves now.
-        let did_not_boot = self.journal.is_proven(&revision) && self.releases.contains(&revision);
-        let aim = self.aim(revision);
+        let did_not_boot = self.journal.is_known(&release) && self.is_on_disk(&release);
+        let aim = self.aim(release);
         if did_not_boot {
             let until = self.now + self.policy.backoff_max;
             return self.wait_until(Retry::Prepare(aim), 1, until, effects);
@@ -225,7 +227,7 @@ impl Machine {
     /// What leave was used for is over once something proven is healthy; returns whether there was any.
     pub(super) fn settle_leave(&mut self) -> bool {
         let is_healthy = self.live.health == Some(Health::Healthy);
-        let is_good = self.live.revision.as_ref().is_some_and(|live| self.journal.is_proven(live));
+        let is_good = self.live.release.as_ref().is_some_and(|live| self.journal.is_known(live));
         let is_over = is_healthy && is_good && self.journal.swap.is_none();
         if !is_over || self.journal.leave.take().is_none() {
             return false;
@@ -244,11 +246,11 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let said = format!("{} failed once it was live: {detail}", swap.to.short());
-        self.failure = Some(failure(&swap, swap.to.clone(), cause, detail.clone(), 1));
+        self.failure = failure(&swap, &swap.to, cause, detail.clone(), 1);
         self.live.health = Some(Health::Unhealthy);
         let is_restart = swap.from.as_ref() == Some(&swap.to);
         // A boot of what was good here before has failed by what is around it, as far as is known.
-        let is_boot_of_good = swap.from.is_none() && self.journal.is_proven(&swap.to);
+        let is_boot_of_good = swap.from.is_none() && self.journal.is_known(&swap.to);
         let is_its_fault = !cause.is_before_swap() && !is_boot_of_good;
         if !is_restart && is_its_fault && self.is_assigned(&swap) {
             self.journal.reject(swap.order, swap.to.clone(), detail.clone());
@@ -279,7 +281,7 @@ impl Machine {
     fn is_assigned(&self, swap: &Swap) -> bool {
         match &self.journal.target {
             Some(target) if target.order == swap.order => match &target.revision {
-                Some(revision) => *revision == swap.to,
+                Some(revision) => swap.to.is(revision),
                 // What goes back because it must not serve goes to what its own disk has.
                 None => swap.from.is_some(),
             },
@@ -300,7 +302,8 @@ impl Machine {
         };
         let from = Some(swap.to.clone());
         self.before = Some((self.live.clone(), Owed { swap: None, leave: None }));
-        self.live = Live { revision: Some(to.clone()), is_running: true, ..Live::default() };
+        let how = if swap.is_of_adopted() { How::Restart } else { how };
+        self.live = Live { release: Some(to.clone()), is_running: true, ..Live::default() };
         self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
         self.begin(Task::Activate { to, from, how }, effects);
     }
@@ -346,12 +349,12 @@ impl Machine {
             }
             (Step::Activate, Outcome::Untouched(detail)) => {
                 // What was live before this attempt still is.
-                self.live.revision = self.before.take().and_then(|(live, _)| live.revision);
+                self.live.release = self.before.take().and_then(|(live, _)| live.release);
                 self.live.health = Some(Health::Unhealthy);
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
                 self.falls = self.falls.saturating_add(1);
                 let attempt = self.falls;
-                self.failure = Some(failure(&swap, to, Cause::Host, detail, attempt));
+                self.failure = failure(&swap, &to, Cause::Host, detail, attempt);
                 if self.has_better(&swap) {
                     return self.consider(effects);
                 }
@@ -360,7 +363,7 @@ impl Machine {
             (_, Outcome::Failed(_, detail)) => {
                 self.live.health = Some(Health::Unhealthy);
                 self.degraded = Some(format!("{} could not be restored: {detail}", to.short()));
-                self.failure = Some(failure(&swap, to, Cause::Restore, detail, attempt));
+                self.failure = failure(&swap, &to, Cause::Restore, detail, attempt);
                 self.falls = self.falls.saturating_add(1);
                 self.restores = self.restores.saturating_add(1);
                 if self.restores >= RESTORES_MAX && self.has_other(&swap) {
@@ -383,8 +386,9 @@ impl Machine {
     fn has_other(&self, swap: &Swap) -> bool {
         let order = self.order();
         let known = [Some(&swap.to), swap.from.as_ref()];
-        self.releases.iter().any(|release| {
-            !known.contains(&Some(release)) && self.journal.rejection(order, release).is_none()
+        let own = self.releases.iter().cloned().map(Release::Own);
+        own.chain(self.adopted()).any(|release| {
+            !known.contains(&Some(&release)) && self.journal.rejection(order, &release).is_none()
         })
     }
 
@@ -394,20 +398,28 @@ impl Machine {
         // A restart that failed says nothing against the target of its own generation, if that is another.
         let is_restart = swap.from.as_ref() == Some(&swap.to);
         // One that names no revision is satisfied by what served before, or by the ladder.
-        let target = self.journal.target.as_ref().and_then(|target| target.revision.as_ref());
-        target.is_some_and(|target| {
+        let target = self.journal.target.as_ref().and_then(|target| target.revision.clone());
+        target.map(Release::Own).is_some_and(|target| {
             self.duty() == Duty::Take
                 && (order > swap.order || (is_restart && order == swap.order))
-                && swap.from.as_ref() != Some(target)
-                && self.journal.rejection(order, target).is_none()
-                && !self.is_refused(target)
+                && swap.from.as_ref() != Some(&target)
+                && self.journal.rejection(order, &target).is_none()
+                && !self.is_refused(&target)
         })
     }
 }
 
 /// What went wrong with a release, for the target that a swap serves.
-fn failure(swap: &Swap, revision: Revision, cause: Cause, detail: String, attempt: u32) -> Failure {
-    Failure { order: Some(swap.order), revision, cause, detail, attempt }
+fn failure(
+    swap: &Swap,
+    release: &Release,
+    cause: Cause,
+    detail: String,
+    attempt: u32,
+) -> Option<Failure> {
+    // What was adopted has no revision: a way back to it that fails is told of the one that is left.
+    let revision = release.own().or(swap.to.own())?.clone();
+    Some(Failure { order: Some(swap.order), revision, cause, detail, attempt })
 }
 
 /// Says of a swap that the last run left what there is to say.

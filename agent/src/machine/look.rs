@@ -65,7 +65,7 @@ impl Machine {
 
     /// Does something serve whose health is not known?
     pub(super) fn never_looked(&self) -> bool {
-        self.live.is_running && self.live.revision.is_some() && self.live.health.is_none()
+        self.live.is_running && self.live.release.is_some() && self.live.health.is_none()
     }
 
     /// When a wait for `retry` is to be interrupted by a look; `None` where nothing serves that ought to.
@@ -73,7 +73,7 @@ impl Machine {
         let serves = matches!(retry, Retry::Prepare(_) | Retry::Ask { .. })
             && self.ladder.is_none()
             && self.live.is_running
-            && self.live.revision.is_some();
+            && self.live.release.is_some();
         serves.then(|| self.looked + self.hint.probe_every)
     }
 
@@ -100,10 +100,10 @@ impl Machine {
     /// Looks at what serves; `back`: and goes on with this wait afterwards.
     pub(super) fn check(&mut self, back: Option<State>, effects: &mut Vec<Effect>) {
         // What runs and is no release of ours has no recipe to look by; a target may still be open.
-        let Some(revision) = self.live.revision.clone() else { return self.start_over(effects) };
-        let window = if self.journal.is_proven(&revision) { Window::Brief } else { Window::Full };
+        let Some(release) = self.live.release.clone() else { return self.start_over(effects) };
+        let window = if self.journal.is_known(&release) { Window::Brief } else { Window::Full };
         self.state = State::Checking { window, back: back.map(Box::new) };
-        self.begin(Task::Check(revision, window), effects);
+        self.begin(Task::Check(release, window), effects);
     }
 
     pub(super) fn checked(
@@ -125,11 +125,11 @@ impl Machine {
                 if served {
                     self.live.evidence = Some(Evidence::Served);
                 }
-                let live = self.live.revision.clone();
-                self.failure.take_if(|failure| Some(&failure.revision) == live.as_ref());
+                let live = self.live.release.clone();
+                self.failure.take_if(|f| live.as_ref().is_some_and(|live| live.is(&f.revision)));
                 let is_news = window == Window::Full;
-                if let Some(revision) = live.filter(|_| is_news) {
-                    self.journal.accept(&revision);
+                if let Some(release) = live.filter(|_| is_news) {
+                    self.journal.accept(&release);
                 }
                 if self.settle_leave() || is_news {
                     effects.push(Effect::Journal(Box::new(self.journal.clone())));
@@ -188,7 +188,7 @@ impl Machine {
 
     /// Is there a proven release on disk besides the live one?
     pub(super) fn has_proven_other(&self) -> bool {
-        let other = |revision: &&Revision| Some(*revision) != self.live.revision.as_ref();
+        let other = |revision: &&Revision| Some(*revision) != self.live_revision();
         self.journal.proven.iter().filter(other).any(|revision| self.releases.contains(revision))
     }
 }

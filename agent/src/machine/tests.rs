@@ -11,6 +11,7 @@ use towline_protocol::target::Target;
 use super::*;
 use crate::journal::Heard;
 
+mod adopted;
 mod boots;
 mod deploys;
 mod duties;
@@ -48,6 +49,15 @@ fn order(generation: &str) -> Order {
 
 fn letter(revision: &Revision) -> String {
     revision.as_str().chars().take(1).collect()
+}
+
+/// Reads a letter, or `old`, which is what was adopted.
+fn release(word: &str) -> Release {
+    if word == "old" { Release::Adopted } else { Release::Own(revision(word)) }
+}
+
+fn name(release: &Release) -> String {
+    release.own().map_or("old".to_owned(), letter)
 }
 
 /// Reads `2 b`, `2 b restart 1`, `2 b fallback a`.
@@ -114,8 +124,10 @@ fn outcome(word: &str, rest: &[&str]) -> Option<Outcome> {
 
 impl Play {
     /// Reads how an instance is found: `disk a b, current a, runs, proven a, seen 1 a`, and for a
-    /// swap that the last run left, `swap 2 a>b`, `failed`, `resumed 3`.
+    /// swap that the last run left, `swap 2 a>b`, `failed`, `resumed 3`. `adopts`: host config names what
+    /// was there before, which is `old`; `adopted`: and that has served.
     fn new(found: &str) -> (Self, String) {
+        let mut has_adopted = false;
         let mut journal = Journal::new("i-1".parse().unwrap());
         let mut state = Found::default();
         for part in found.split(", ").filter(|part| !part.is_empty()) {
@@ -123,7 +135,9 @@ impl Play {
             let rest = &words[1..];
             match words[0] {
                 "disk" => state.releases = rest.iter().map(|word| revision(word)).collect(),
-                "current" => state.current = Some(revision(rest[0])),
+                "current" => state.current = Some(release(rest[0])),
+                "adopts" => has_adopted = true,
+                "adopted" => journal.adopted = true,
                 "runs" => state.is_running = true,
                 "proven" => journal.proven = rest.iter().map(|word| revision(word)).collect(),
                 "seen" => {
@@ -135,15 +149,15 @@ impl Play {
                 "run" => journal.run = rest[0].parse().unwrap(),
                 "restarted" => journal.restart = rest[0].parse().unwrap(),
                 "rejected" => {
-                    journal.reject(order(rest[0]), revision(rest[1]), "it broke".to_owned());
+                    journal.reject(order(rest[0]), release(rest[1]), "it broke".to_owned());
                 }
                 "swap" => {
                     let (from, to) = rest[1].split_once('>').unwrap();
-                    let target = target(&[&[rest[0], to], &rest[2..]].concat());
+                    let target = target(&[&[rest[0], "a"], &rest[2..]].concat());
                     journal.swap = Some(Swap {
                         order: target.order,
-                        to: target.revision.unwrap(),
-                        from: (!from.is_empty()).then(|| revision(from)),
+                        to: release(to),
+                        from: (!from.is_empty()).then(|| release(from)),
                         failed: None,
                         restart: target.restart,
                         ordered: 0,
@@ -157,12 +171,13 @@ impl Play {
                 other => panic!("{other} describes nothing"),
             }
         }
-        Self::start(journal, state)
+        Self::start(journal, state, has_adopted)
     }
 
-    fn start(journal: Journal, found: Found) -> (Self, String) {
+    fn start(journal: Journal, found: Found, has_adopted: bool) -> (Self, String) {
         let policy = Policy {
             group: "web".parse().unwrap(),
+            has_adopted,
             boot_deadline: Duration::from_secs(240),
             backoff: Duration::from_secs(2),
             backoff_max: Duration::from_secs(256),
@@ -180,10 +195,11 @@ impl Play {
     fn kill(&mut self) -> String {
         let found = Found {
             releases: self.machine.releases.clone(),
-            current: self.machine.live.revision.clone(),
+            current: self.machine.live.release.clone(),
             is_running: true,
         };
-        let (play, told) = Self::start(self.written.clone(), found);
+        let (play, told) =
+            Self::start(self.written.clone(), found, self.machine.policy.has_adopted);
         *self = Self { is_marked: self.is_marked, ..play };
         told
     }
@@ -233,18 +249,16 @@ impl Play {
 
     /// Describes effects, save reports: `write` is the journal, `prune` names what is kept.
     fn tell(&mut self, effects: Vec<Effect>) -> String {
-        let mut told = Vec::new();
+        let (mut told, mut is_written) = (Vec::new(), false);
         for effect in effects {
             told.push(match effect {
                 Effect::Journal(journal) => {
-                    assert_eq!(*journal, self.machine.journal, "what is written is what is known");
-                    self.written = *journal;
+                    (self.written, is_written) = (*journal, true);
                     "write".to_owned()
                 }
                 Effect::Begin(_, task) => {
                     if let Task::Journal(journal) = &task {
-                        assert_eq!(**journal, self.machine.journal, "it is kept meanwhile");
-                        self.written = (**journal).clone();
+                        (self.written, is_written) = ((**journal).clone(), true);
                     }
                     describe(&task)
                 }
@@ -263,6 +277,9 @@ impl Play {
                     format!("prune {}", keep.join(" "))
                 }
             });
+        }
+        if is_written {
+            assert_eq!(self.written, self.machine.journal, "what is written is what is known");
         }
         assert_eq!(self.told, Some(self.machine.report()), "what has changed is told");
         told.join("; ")
@@ -288,7 +305,8 @@ impl Play {
         let word = |value: serde_json::Value| value.as_str().unwrap_or("-").to_owned();
         let json = serde_json::to_value(report).unwrap();
         let mut told = vec![word(json["phase"].clone())];
-        told.push(report.serving.as_ref().map_or("-".to_owned(), letter));
+        let none = if report.adopted { "old" } else { "-" };
+        told.push(report.serving.as_ref().map_or(none.to_owned(), letter));
         told.push(report.health.as_str().to_owned());
         told.extend(report.evidence.map(|evidence| evidence.as_str().to_owned()));
         let mut told = told.join(" ");
@@ -353,19 +371,19 @@ fn describe(task: &Task) -> String {
         Task::Ask(order) => format!("ask {}", order.generation),
         Task::Journal(journal) => {
             let swap = journal.swap.as_ref().expect("it allows a swap");
-            let from = swap.from.as_ref().map(letter).unwrap_or_default();
-            format!("journal {} {from}>{}", swap.order.generation, letter(&swap.to))
+            let from = swap.from.as_ref().map(name).unwrap_or_default();
+            format!("journal {} {from}>{}", swap.order.generation, name(&swap.to))
         }
         Task::Activate { to, from, how } => {
             let how = if *how == How::Reload { "activate" } else { "restart" };
-            let from = from.as_ref().map(letter).unwrap_or_default();
-            format!("{how} {from}>{}", letter(to))
+            let from = from.as_ref().map(name).unwrap_or_default();
+            format!("{how} {from}>{}", name(to))
         }
-        Task::Prove(revision) => format!("prove {}", letter(revision)),
-        Task::Check(revision, Window::Full) => format!("check {} fully", letter(revision)),
-        Task::Check(revision, Window::Brief) => format!("check {} briefly", letter(revision)),
-        Task::Probe(revision, Window::Full) => format!("probe {} fully", letter(revision)),
-        Task::Probe(revision, Window::Brief) => format!("probe {} briefly", letter(revision)),
+        Task::Prove(release) => format!("prove {}", name(release)),
+        Task::Check(release, Window::Full) => format!("check {} fully", name(release)),
+        Task::Check(release, Window::Brief) => format!("check {} briefly", name(release)),
+        Task::Probe(release, Window::Full) => format!("probe {} fully", name(release)),
+        Task::Probe(release, Window::Brief) => format!("probe {} briefly", name(release)),
     }
 }
 

@@ -7,6 +7,7 @@ use towline_protocol::report::{self, Health, Phase, Report};
 
 use super::ladder::Ladder;
 use super::{Effect, Machine, Retry, State, Step};
+use crate::journal::Release;
 
 impl Machine {
     /// Has everything been done that the newest target asks for, as far as it can be done now?
@@ -15,7 +16,8 @@ impl Machine {
     #[must_use]
     pub fn settled(&self) -> Option<&Report> {
         // A boot goes on for as long as there is something that it may start.
-        let is_open = |ladder: &Ladder| !ladder.is_on_ground() && !self.releases.is_empty();
+        let has_any = self.policy.has_adopted || !self.releases.is_empty();
+        let is_open = |ladder: &Ladder| !ladder.is_on_ground() && has_any;
         let climbs = self.ladder.as_ref().is_some_and(is_open);
         let at_rest = matches!(self.state, State::Idle | State::Waiting { .. }) && !climbs;
         let is_stuck = matches!(self.state, State::Waiting { retry: Retry::Resume(..), .. });
@@ -26,8 +28,8 @@ impl Machine {
 
     /// Returns the release that serves, while nothing is done about it.
     #[must_use]
-    pub fn serving(&self) -> Option<&Revision> {
-        self.live.revision.as_ref().filter(|_| self.live.is_running)
+    pub fn serving(&self) -> Option<&Release> {
+        self.live.release.as_ref().filter(|_| self.live.is_running)
     }
 
     /// Is the newest target's revision live and healthy here?
@@ -35,8 +37,8 @@ impl Machine {
     pub fn is_converged(&self) -> bool {
         let target = self.journal.target.as_ref();
         target.is_some_and(|target| match (&target.revision, &target.not) {
-            (Some(revision), _) => self.serves(revision),
-            (None, Some(not)) => self.serving().is_some() && !self.serves(not),
+            (Some(revision), _) => self.serves_revision(revision),
+            (None, Some(not)) => self.serving().is_some() && !self.serves_revision(not),
             (None, None) => false,
         }) && self.live.health == Some(Health::Healthy)
             && self.objection.is_none()
@@ -53,6 +55,7 @@ impl Machine {
     }
 
     pub(super) fn report(&self) -> Report {
+        let own = self.serving().and_then(Release::own);
         Report {
             version: report::VERSION,
             instance: self.journal.instance.clone(),
@@ -60,22 +63,23 @@ impl Machine {
             order: self.journal.target.as_ref().map(|target| target.order),
             target: self.journal.target.as_ref().and_then(|target| target.revision.clone()),
             phase: self.phase(),
-            serving: self.live.revision.clone().filter(|_| self.live.is_running),
+            serving: own.cloned(),
             alike: self.alike.clone(),
-            evidence: self.live.evidence,
+            // Of what was adopted no revision is known that could be shown.
+            evidence: self.live.evidence.filter(|_| self.live.release != Some(Release::Adopted)),
             health: self.live.health.unwrap_or(Health::Unknown),
             degraded: self.degraded.clone().or_else(|| self.live.trouble.clone()),
             objection: self.objection.clone(),
             failure: self.failure.clone(),
-            proven: self.serving().is_some_and(|revision| self.journal.is_proven(revision)),
-            adopted: false,
+            proven: own.is_some_and(|revision| self.journal.is_proven(revision)),
+            adopted: self.serving() == Some(&Release::Adopted),
             newborn: self.is_newborn(),
             rejected: self.has_rejected(),
             restart: self.journal.restart,
             uses_permit: self.uses_permit(),
             renounced: self.renounced,
             orders: self.journal.orders,
-            prepared: self.wanted().is_some_and(|wanted| self.releases.contains(&wanted)),
+            prepared: self.wanted().is_some_and(|wanted| self.is_on_disk(&wanted)),
         }
     }
 
@@ -83,7 +87,7 @@ impl Machine {
     fn has_rejected(&self) -> bool {
         let Some(target) = &self.journal.target else { return false };
         self.journal.rejected.iter().any(|rejected| {
-            let is_it = |revision: &Revision| *revision == rejected.revision;
+            let is_it = |revision: &Revision| rejected.revision.is(revision);
             rejected.order == target.order && target.revision.as_ref().is_none_or(is_it)
         })
     }

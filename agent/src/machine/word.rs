@@ -20,7 +20,7 @@ use towline_protocol::report::{Cause, Orders};
 
 use super::look::CHECK_EVERY;
 use super::{Aim, Effect, Machine, Retry, State};
-use crate::journal::Heard;
+use crate::journal::{Heard, Release};
 
 /// What of the newest word need not survive a restart.
 #[derive(Debug, Clone)]
@@ -130,13 +130,17 @@ impl Machine {
     }
 
     /// What this instance itself is asked for: other work is begun only when that changes.
-    fn own(&self) -> (Option<Revision>, Option<Revision>, u64) {
+    fn own(&self) -> (Option<Release>, Option<Revision>, u64) {
         if self.ladder.is_some() {
             return (self.assigned().ok().flatten(), None, 0);
         }
         let target = self.journal.target.as_ref();
         let revision = target.and_then(|target| target.revision.clone());
-        (revision, target.and_then(|target| target.not.clone()), self.restart_wanted())
+        (
+            revision.map(Release::Own),
+            target.and_then(|target| target.not.clone()),
+            self.restart_wanted(),
+        )
     }
 
     /// A newer target arrived; `is_other`: it asks this instance for something else.
@@ -241,39 +245,41 @@ impl Machine {
         self.hint.orders.restart > self.journal.orders.restart
     }
 
-    /// The revision that the newest target asks this instance to serve; `None` where it asks for nothing
+    /// What the newest target asks this instance to serve; `None` where it asks for nothing
     /// that could be had.
-    pub(super) fn wanted(&self) -> Option<Revision> {
+    pub(super) fn wanted(&self) -> Option<Release> {
         let target = self.journal.target.as_ref()?;
-        let Some(not) = &target.not else { return target.revision.clone() };
-        if !self.serves(not) {
-            return self.live.revision.clone().filter(|_| self.live.is_running);
+        let Some(not) = &target.not else { return target.revision.clone().map(Release::Own) };
+        if !self.serves_revision(not) {
+            return self.live.release.clone().filter(|_| self.live.is_running);
         }
-        let may_serve = |revision: &&Revision| {
-            !self.serves(revision)
-                && !self.is_shunned(revision)
-                && self.releases.contains(revision)
-                && self.journal.rejection(target.order, revision).is_none()
+        let may_serve = |release: &Release| {
+            !self.serves(release)
+                && !self.is_shunned(release)
+                && self.is_on_disk(release)
+                && self.journal.rejection(target.order, release).is_none()
         };
-        self.journal.proven.iter().rev().find(may_serve).cloned()
+        let proven = self.journal.proven.iter().rev().cloned().map(Release::Own);
+        proven.chain(self.adopted()).find(may_serve)
     }
 
     /// Is this a revision that only serves where nothing else can?
-    pub(super) fn is_shunned(&self, revision: &Revision) -> bool {
+    pub(super) fn is_shunned(&self, release: &Release) -> bool {
         self.journal.target.as_ref().is_some_and(|target| {
-            target.quarantine.contains(revision) || target.not.as_ref() == Some(revision)
+            target.quarantine.iter().chain(&target.not).any(|revision| release.is(revision))
         })
     }
 
-    /// Was nothing of the app proven here since launch?
+    /// Was nothing of the app proven here since launch? Who serves what was there before is none either.
     pub(super) fn is_newborn(&self) -> bool {
-        !self.journal.has_proven && self.journal.proven.is_empty()
+        let is_adopted = self.live.release == Some(Release::Adopted) || self.adopted().is_some();
+        !is_adopted && !self.journal.has_proven && self.journal.proven.is_empty()
     }
 
-    /// Returns the aim at this revision, for the newest target.
-    pub(super) fn aim(&self, revision: Revision) -> Aim {
+    /// Returns the aim at this release, for the newest target.
+    pub(super) fn aim(&self, release: Release) -> Aim {
         let (order, restart) = (self.order(), self.restart_wanted());
-        Aim { revision, order, restart, ordered: self.journal.orders.restart }
+        Aim { release, order, restart, ordered: self.journal.orders.restart }
     }
 
     pub(super) fn restart_wanted(&self) -> u64 {

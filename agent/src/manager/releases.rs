@@ -17,6 +17,19 @@ pub async fn stray(process: &Process, releases: &Path, own: &str) -> Option<Stri
     directories(process, releases).await.into_iter().find(|name| name != own)
 }
 
+/// Does any of the manager's workers, or the manager itself, work in `dir`?
+pub async fn works_below(process: &Process, dir: &Path) -> bool {
+    let mut all = workers(process).await;
+    all.push(process.as_worker());
+    let dir = dir.to_owned();
+    let read = move || {
+        let dir = dir.canonicalize().unwrap_or(dir);
+        let mut directories = all.iter().filter_map(|one| process::working_directory(one.pid));
+        directories.any(|directory| directory.starts_with(&dir))
+    };
+    off_thread(read).await.unwrap_or_default()
+}
+
 /// Returns the names of the releases that the manager's workers work in.
 async fn directories(process: &Process, releases: &Path) -> BTreeSet<String> {
     let workers = workers(process).await;

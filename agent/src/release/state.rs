@@ -268,6 +268,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::journal::Release;
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -292,7 +293,7 @@ mod tests {
         let own: Instance = "i-1".parse().unwrap();
         let mut journal = Journal::new(own.clone());
         for digit in ['a', 'b', 'c'] {
-            journal.prove(&digit.to_string().repeat(40).parse().unwrap());
+            journal.prove(&Release::Own(digit.to_string().repeat(40).parse().unwrap()));
             store.write_journal(&journal).unwrap();
             assert_eq!(store.read_journal(&own).unwrap().0, journal);
         }
@@ -314,7 +315,7 @@ mod tests {
         let (_dir, store) = store();
         let own: Instance = "i-1".parse().unwrap();
         let mut journal = Journal::new(own.clone());
-        journal.prove(&"a".repeat(40).parse().unwrap());
+        journal.prove(&Release::Own("a".repeat(40).parse().unwrap()));
         store.write_journal(&journal).unwrap();
         assert_eq!(store.read_journal(&own).unwrap(), (journal, None));
     }

@@ -10,20 +10,21 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Find, Recipe, Reload, RestartWhen};
 use towline_protocol::report::Cause;
 use tracing::{debug, info, warn};
 
 use super::Tools;
+use super::place::{self, directory, finder, home, marker_of, recipe_of};
 use super::probe::answers;
 use crate::error;
+use crate::journal::Release;
 use crate::machine::{How, Outcome};
 use crate::manager::{
     self, Absence, Context, FindError, Finding, Process, ProveError, SignalError, Snapshot,
@@ -54,28 +55,6 @@ const STARTING_PAUSE: Duration = Duration::from_millis(200);
 /// How long after a start that ended with success, and left no manager, it is tried once more.
 const STARTS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Reads the recipe of a complete release.
-pub(super) fn recipe_of(tools: &Tools, revision: &Revision) -> Result<Recipe, String> {
-    let marker = marker_of(tools, revision)?;
-    Recipe::parse(&marker.recipe).map_err(|error| error::chain(&error))
-}
-
-fn marker_of(tools: &Tools, revision: &Revision) -> Result<Marker, String> {
-    let marker = tools.store.marker(revision);
-    marker.ok_or_else(|| format!("the release {} is not complete on disk", revision.short()))
-}
-
-/// Says how the manager of a recipe is found on this host: by an absolute path.
-pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Find {
-    match &recipe.manager.find {
-        // A relative one lies in a shared directory, as the recipe's own check has it.
-        Find::PidFile(path) if !path.starts_with('/') => {
-            Find::PidFile(tools.store.shared().join(path).display().to_string())
-        }
-        other => other.clone(),
-    }
-}
-
 /// Looks for a manager that is proved to be it, as the recipe of the release `of` has it: a status
 /// command may be one of its files.
 ///
@@ -85,10 +64,10 @@ pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Find {
 pub(crate) async fn look(
     tools: &Tools,
     find: &Find,
-    of: &Revision,
+    of: &Release,
     stop: &CancellationToken,
 ) -> Result<Option<Process>, FindError> {
-    let cwd = tools.store.release(of);
+    let cwd = directory(tools, of);
     let context = Context { run_as: &tools.run_as, cwd: &cwd, stop };
     let mut found = manager::find(find, &context).await;
     if matches!((&found, find), (Err(FindError::Text { .. }), Find::PidFile(_))) {
@@ -122,7 +101,7 @@ pub(crate) async fn look(
 /// What is in the way, and what to do about it.
 pub(super) async fn check_way(
     tools: &Tools,
-    to: &Revision,
+    to: &Release,
     stop: &CancellationToken,
 ) -> Result<(), String> {
     tools.store.check_current().map_err(|error| hinted(&error, error.hint()))?;
@@ -141,7 +120,7 @@ pub(super) async fn check_way(
 /// With no manager found: does the app answer all the same? Then another one must not be started
 /// beside it, and what would come of that says nothing about a release.
 async fn check_lost(tools: &Tools) -> Result<(), String> {
-    let Some(live) = tools.store.live() else { return Ok(()) };
+    let Some(live) = place::live(tools) else { return Ok(()) };
     let Ok(recipe) = recipe_of(tools, &live) else { return Ok(()) };
     if !answers(tools, &recipe, &live).await {
         return Ok(());
@@ -165,8 +144,8 @@ fn named(find: &Find) -> String {
 /// Points `current` at `to` and has its manager follow.
 pub(super) async fn activate(
     tools: Rc<Tools>,
-    to: Revision,
-    from: Option<Revision>,
+    to: Release,
+    from: Option<Release>,
     how: How,
     stop: CancellationToken,
 ) -> Outcome {
@@ -216,33 +195,35 @@ pub(super) async fn activate(
 
 /// How the managers are found that may run now, and the one that is to run.
 struct Managers {
-    incoming: (Find, Revision),
+    incoming: (Find, Release),
     /// By other recipes: that of what `current` names, and that of what served before. They differ
-    /// where a killed agent left a swap half done, and at a boot that goes down its ladder.
-    outgoing: Vec<(Find, Revision)>,
+    /// where a killed agent left a swap half done, at a boot that goes down its ladder, and where what
+    /// was adopted is left.
+    outgoing: Vec<(Find, Release)>,
     /// What is on disk of the release that the running manager was started or reloaded for.
     old: Option<Marker>,
 }
 
 impl Managers {
-    fn of(tools: &Tools, to: &Revision, from: Option<&Revision>) -> Result<Self, String> {
+    fn of(tools: &Tools, to: &Release, from: Option<&Release>) -> Result<Self, String> {
         let incoming = (finder(tools, &recipe_of(tools, to)?), to.clone());
-        let live = tools.store.live();
+        let live = place::live(tools);
         let others = [live.as_ref(), from].into_iter().flatten().filter(|other| *other != to);
-        let markers: Vec<Marker> = others.filter_map(|other| tools.store.marker(other)).collect();
-        let mut outgoing: Vec<(Find, Revision)> = Vec::new();
-        for old in &markers {
-            let Ok(recipe) = Recipe::parse(&old.recipe) else { continue };
+        let mut outgoing: Vec<(Find, Release)> = Vec::new();
+        let mut old = None;
+        for other in others {
+            old = old.or_else(|| tools.store.marker(other.own()?));
+            let Ok(recipe) = recipe_of(tools, other) else { continue };
             let find = finder(tools, &recipe);
-            let is_known = |(known, _): &(Find, Revision)| *known == find;
+            let is_known = |(known, _): &(Find, Release)| *known == find;
             if !is_known(&incoming) && !outgoing.iter().any(is_known) {
-                outgoing.push((find, old.revision.clone()));
+                outgoing.push((find, other.clone()));
             }
         }
-        Ok(Self { incoming, outgoing, old: markers.into_iter().next() })
+        Ok(Self { incoming, outgoing, old })
     }
 
-    fn all(&self) -> impl Iterator<Item = &(Find, Revision)> {
+    fn all(&self) -> impl Iterator<Item = &(Find, Release)> {
         std::iter::once(&self.incoming).chain(&self.outgoing)
     }
 }
@@ -257,10 +238,14 @@ struct Running {
 
 struct Work<'a> {
     tools: &'a Tools,
-    to: Revision,
+    to: Release,
+    /// Where its commands run.
+    home: PathBuf,
     recipe: Recipe,
     managers: Managers,
     needs_restart: Option<&'static str>,
+    /// Is what was adopted left, or gone back to?
+    is_foreign: bool,
     /// Has a manager been ended, whose pid file may still name it?
     has_ended: Cell<bool>,
     stop: &'a CancellationToken,
@@ -269,19 +254,23 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(
         tools: &'a Tools,
-        to: Revision,
-        from: Option<Revision>,
+        to: Release,
+        from: Option<Release>,
         how: How,
         stop: &'a CancellationToken,
     ) -> Result<Self, String> {
-        let marker = marker_of(tools, &to)?;
+        let marker = to.own().map(|revision| marker_of(tools, revision)).transpose()?;
         let recipe = recipe_of(tools, &to)?;
         let managers = Managers::of(tools, &to, from.as_ref())?;
         let asks = |when| recipe.manager.restart_when.contains(&when);
         let differs = |get: fn(&Marker) -> &Option<String>| {
-            managers.old.as_ref().is_some_and(|old| get(old) != get(&marker))
+            let both = managers.old.as_ref().zip(marker.as_ref());
+            both.is_some_and(|(old, marker)| get(old) != get(marker))
         };
-        let needs_restart = if how == How::Restart {
+        let is_foreign = [Some(&to), from.as_ref()].contains(&Some(&Release::Adopted));
+        let needs_restart = if is_foreign {
+            Some("restart: it leaves what was adopted, or goes back to it")
+        } else if how == How::Restart {
             Some("restart")
         } else if asks(RestartWhen::Install) && differs(|marker| &marker.dependencies) {
             Some("restart: other dependencies")
@@ -291,7 +280,8 @@ impl<'a> Work<'a> {
             None
         };
         let has_ended = Cell::new(false);
-        Ok(Self { tools, to, recipe, managers, needs_restart, has_ended, stop })
+        let home = home(tools, &to);
+        Ok(Self { tools, to, home, recipe, managers, needs_restart, is_foreign, has_ended, stop })
     }
 
     /// Finds what runs, and points `current` at the release. An error has touched nothing.
@@ -319,7 +309,12 @@ impl<'a> Work<'a> {
             None => Snapshot::nothing(),
         };
         *self.tools.before.borrow_mut() = Some(before);
-        self.tools.store.swap(&self.to).map_err(|error| hinted(&error, error.hint()))?;
+        let pointed = match &self.to {
+            Release::Own(revision) => self.tools.store.swap(revision),
+            // Its processes do not look at it, and what is no more live must not be named.
+            Release::Adopted => self.tools.store.leave(),
+        };
+        pointed.map_err(|error| hinted(&error, error.hint()))?;
         Ok(running)
     }
 
@@ -369,7 +364,7 @@ impl<'a> Work<'a> {
         Ok(Running { own, others })
     }
 
-    async fn find(&self, (find, of): &(Find, Revision)) -> Result<Option<Process>, String> {
+    async fn find(&self, (find, of): &(Find, Release)) -> Result<Option<Process>, String> {
         let found = look(self.tools, find, of, self.stop).await;
         found.map_err(|error| hinted(&error, error.hint()))
     }
@@ -386,7 +381,7 @@ impl<'a> Work<'a> {
                 let job = Job {
                     label: "reload",
                     command,
-                    cwd: &self.tools.store.current(),
+                    cwd: &self.home,
                     run_as: &self.tools.run_as,
                     extra: process::Environment::new(),
                     deadline: self.recipe.manager.timeout,
@@ -420,9 +415,10 @@ impl<'a> Work<'a> {
 
     async fn restart(&self, process: &Process) -> Result<(), String> {
         self.end(process).await?;
-        // A supervisor of the app's own may have brought it back by now.
+        // A supervisor of the app's own may have brought it back by now; that of an app which was there
+        // before would bring back the wrong one.
         let deadline = Instant::now() + COMES_BACK;
-        while Instant::now() < deadline {
+        while !self.is_foreign && Instant::now() < deadline {
             if self.find(&self.managers.incoming).await?.is_some() {
                 return Ok(());
             }
@@ -493,11 +489,10 @@ impl<'a> Work<'a> {
     }
 
     async fn launch(&self) -> Result<Launched, String> {
-        let (run_as, store) = (&self.tools.run_as, &self.tools.store);
+        let run_as = &self.tools.run_as;
         bound_app_log(self.tools);
-        let log = store.app_log();
-        let launched =
-            process::launch(&self.recipe.manager.start, &store.current(), run_as, &log).await;
+        let log = self.tools.store.app_log();
+        let launched = process::launch(&self.recipe.manager.start, &self.home, run_as, &log).await;
         launched.map_err(|error| {
             self.tools.saying.part("start", error.log().unwrap_or_default());
             hinted(&error, error.hint())
@@ -505,29 +500,35 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Waits for the proof that the workers are those of `revision`.
-pub(super) async fn prove(
-    tools: Rc<Tools>,
-    revision: Revision,
-    stop: CancellationToken,
-) -> Outcome {
-    let recipe = match recipe_of(&tools, &revision) {
+/// Waits for the proof that the workers are those of `to`.
+pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken) -> Outcome {
+    let recipe = match recipe_of(&tools, &to) {
         Ok(recipe) => recipe,
         Err(detail) => return Outcome::Failed(Cause::Prove, detail),
     };
     let finder = finder(&tools, &recipe);
-    let release = tools.store.release(&revision);
+    let release = match &to {
+        Release::Own(revision) => tools.store.release(revision),
+        // Where its workers ought to run is not known: anywhere will do.
+        Release::Adopted => PathBuf::from("/"),
+    };
     // Every proof follows an activation of the same run, which has left it.
     let before = tools.before.borrow_mut().take().unwrap_or_else(Snapshot::nothing);
     let started = Instant::now();
     let timeout = recipe.manager.timeout;
-    let current = tools.store.current();
-    let context = Context { run_as: &tools.run_as, cwd: &current, stop: &stop };
+    let home = home(&tools, &to);
+    let context = Context { run_as: &tools.run_as, cwd: &home, stop: &stop };
     match manager::prove(&finder, &context, &before, &release, timeout).await {
+        Ok(_) if is_of_adopted(&tools, &to, &finder, &context).await => {
+            let detail = "what was adopted runs again: something starts it anew (have its own unit, or \
+                          supervisor, start it no more)";
+            warn!(revision = %to, error = detail, "workers not replaced");
+            Outcome::Failed(Cause::Unhealthy, detail.to_owned())
+        }
         Ok(evidence) => {
             tools.is_unsettled.set(false);
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            info!(%revision, evidence = evidence.as_str(), elapsed_ms, "workers replaced");
+            info!(revision = %to, evidence = evidence.as_str(), elapsed_ms, "workers replaced");
             let (elapsed_s, shown) = (started.elapsed().as_secs_f64(), evidence.as_str());
             tools.saying.note(format!("all workers new in {elapsed_s:.1} s ({shown})"));
             Outcome::Proved(evidence)
@@ -536,7 +537,7 @@ pub(super) async fn prove(
             let detail = hinted(&error, error.hint());
             if !stop.is_cancelled() {
                 tools.saying.app(&tools.store.app_log());
-                warn!(%revision, error = detail, log = app_log(&tools), "workers not replaced");
+                warn!(revision = %to, error = detail, log = app_log(&tools), "workers not replaced");
             }
             if matches!(error, ProveError::Crashing { .. }) {
                 // The reload was done, and a restart would start the same workers. Those that come and
@@ -546,6 +547,17 @@ pub(super) async fn prove(
             }
             Outcome::Failed(Cause::Prove, detail)
         }
+    }
+}
+
+/// Do workers run where what was adopted does, though another release was to be started?
+async fn is_of_adopted(tools: &Tools, to: &Release, find: &Find, context: &Context<'_>) -> bool {
+    let Some(adopted) = tools.config.adopted.as_ref().filter(|_| to.own().is_some()) else {
+        return false;
+    };
+    match manager::find(find, context).await {
+        Ok(Finding::Running(process)) => manager::works_below(&process, &adopted.dir).await,
+        _ => false,
     }
 }
 

@@ -27,6 +27,7 @@ use crate::config::Keep;
 use crate::dependencies::{self, InstallError, Outputs, own_dir};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
+use crate::journal::Release;
 use crate::machine::Outcome;
 use crate::release::{Barrier, DiskError, Marker, Store, failed, remove_tree};
 use crate::shown;
@@ -142,15 +143,17 @@ pub(super) async fn prepare(
     }
     match outcome {
         Ok(true) => Outcome::Prepared { alike: true },
-        Ok(false) => match activate::check_way(&tools, &revision, &stop).await {
-            Ok(()) => Outcome::Prepared { alike: false },
-            Err(detail) => {
-                if !stop.is_cancelled() {
-                    warn!(%revision, error = detail, "prepared, and this host is in the way");
+        Ok(false) => {
+            match activate::check_way(&tools, &Release::Own(revision.clone()), &stop).await {
+                Ok(()) => Outcome::Prepared { alike: false },
+                Err(detail) => {
+                    if !stop.is_cancelled() {
+                        warn!(%revision, error = detail, "prepared, and this host is in the way");
+                    }
+                    Outcome::Failed(Cause::Host, detail)
                 }
-                Outcome::Failed(Cause::Host, detail)
             }
-        },
+        }
         Err(error) => {
             if !stop.is_cancelled() {
                 let output = error.output();

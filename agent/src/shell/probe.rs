@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use towline_protocol::ids::Revision;
 use towline_protocol::recipe::{Find, Recipe};
 use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
-use super::{Tools, activate};
+use super::{Tools, activate, place};
 use crate::error;
 use crate::health::window::{Limits, Progress, Window as Counter};
-use crate::health::{Probe, Verdict};
+use crate::health::{Failure, Probe, Verdict};
+use crate::journal::Release;
 use crate::machine::{Outcome, Window};
 use crate::manager::{self, Context, CrashWatch};
 
@@ -28,14 +28,14 @@ const CRASH_PAUSE: Duration = Duration::from_millis(100);
 /// How long a manager that is missing may be on its way back: a supervisor starts it again.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
-/// Probes the release that was just made live, which is `revision`.
+/// Probes the release that was just made live.
 pub(super) async fn probe(
     tools: Rc<Tools>,
-    revision: Revision,
+    release: Release,
     window: Window,
     stop: CancellationToken,
 ) -> Outcome {
-    match Probing::new(&tools, &revision, window, &stop) {
+    match Probing::new(&tools, &release, window, &stop) {
         Ok(probing) => probing.run(true).await,
         Err(detail) => Outcome::Failed(Cause::Unhealthy, detail),
     }
@@ -44,22 +44,22 @@ pub(super) async fn probe(
 /// Looks at what serves already: does its manager run, of this release, and is it healthy?
 pub(super) async fn check(
     tools: Rc<Tools>,
-    revision: Revision,
+    release: Release,
     window: Window,
     stop: CancellationToken,
 ) -> Outcome {
     activate::bound_app_log(&tools);
-    let probing = match Probing::new(&tools, &revision, window, &stop) {
+    let probing = match Probing::new(&tools, &release, window, &stop) {
         Ok(probing) => probing,
         Err(detail) => return Outcome::Failed(Cause::Unhealthy, detail),
     };
     let process = match probing.find().await {
         Ok(Some(process)) => process,
         Ok(None) if stop.is_cancelled() => return stopped(),
-        Ok(None) if answers(&tools, &probing.recipe, &revision).await => {
+        Ok(None) if answers(&tools, &probing.recipe, &release).await => {
             if !tools.is_lost.replace(true) {
                 warn!(
-                    %revision,
+                    revision = %release,
                     hint = "put its pid file back, or stop the app once: until then nothing is deployed",
                     "the app answers, and its manager is not found"
                 );
@@ -67,7 +67,7 @@ pub(super) async fn check(
             return probing.run(false).await;
         }
         Ok(None) => {
-            warn!(%revision, log = activate::app_log(&tools), "nothing of the app runs");
+            warn!(revision = %release, log = activate::app_log(&tools), "nothing of the app runs");
             return Outcome::Absent;
         }
         Err(detail) => return Outcome::Failed(Cause::Host, detail),
@@ -76,29 +76,44 @@ pub(super) async fn check(
     // What was never proven must be what runs, before it is.
     let releases = tools.store.releases();
     if window == Window::Full
+        && let Some(revision) = release.own()
         && let Some(other) = manager::stray(&process, &releases, revision.as_str()).await
     {
         let detail = format!("workers run in the release {other}");
-        warn!(%revision, error = detail, "another release runs");
+        warn!(revision = %release, error = detail, "another release runs");
         return Outcome::Failed(Cause::Prove, detail);
     }
     probing.run(false).await
 }
 
-/// Does the app itself say that it serves this revision? That counts for more than a pid file that is
+/// Does the app itself say that it serves this release? That counts for more than a pid file that is
 /// gone: another app beside it would take nothing but its port.
-pub(crate) async fn answers(tools: &Tools, recipe: &Recipe, revision: &Revision) -> bool {
-    let Ok(probe) = Probe::new(&recipe.health, &tools.run_as, &tools.store.current()) else {
+///
+/// What was adopted names no revision; where it has a health check, whatever passes that is taken for it.
+pub(crate) async fn answers(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
+    let home = place::home(tools, release);
+    let Ok(probe) = Probe::new(&recipe.health, &tools.run_as, &home) else {
         return false;
     };
-    probe.is_named(revision).await
+    match release {
+        Release::Own(revision) => probe.is_named(revision).await,
+        Release::Adopted => {
+            is_probed(tools, release) && matches!(probe.once(None).await, Verdict::Pass { .. })
+        }
+    }
+}
+
+/// Has it a health check, so that more is known of it than that its manager is alive?
+fn is_probed(tools: &Tools, release: &Release) -> bool {
+    release.own().is_some() || tools.config.adopted.as_ref().is_some_and(|own| own.is_probed)
 }
 
 struct Probing<'a> {
     tools: &'a Tools,
-    revision: &'a Revision,
+    release: &'a Release,
     recipe: Recipe,
-    probe: Probe,
+    /// `None` where its manager's being alive is all that can be looked at.
+    probe: Option<Probe>,
     window: Window,
     stop: &'a CancellationToken,
 }
@@ -106,22 +121,23 @@ struct Probing<'a> {
 impl<'a> Probing<'a> {
     fn new(
         tools: &'a Tools,
-        revision: &'a Revision,
+        release: &'a Release,
         window: Window,
         stop: &'a CancellationToken,
     ) -> Result<Self, String> {
-        let recipe = activate::recipe_of(tools, revision)?;
-        let probe = Probe::new(&recipe.health, &tools.run_as, &tools.store.current());
+        let recipe = place::recipe_of(tools, release)?;
+        let probe = Probe::new(&recipe.health, &tools.run_as, &place::home(tools, release));
         let probe = probe.map_err(|error| error::chain(&error))?;
-        Ok(Self { tools, revision, recipe, probe, window, stop })
+        let probe = Some(probe).filter(|_| is_probed(tools, release));
+        Ok(Self { tools, release, recipe, probe, window, stop })
     }
 
     /// Looks for the manager, and gives one that is missing the time to come back.
     async fn find(&self) -> Result<Option<manager::Process>, String> {
-        let finder = activate::finder(self.tools, &self.recipe);
+        let finder = place::finder(self.tools, &self.recipe);
         let started = Instant::now();
         loop {
-            let found = activate::look(self.tools, &finder, self.revision, self.stop).await;
+            let found = activate::look(self.tools, &finder, self.release, self.stop).await;
             let found = found.map_err(|error| activate::hinted(&error, error.hint()))?;
             let is_late = started.elapsed() >= BACK_WITHIN || self.stop.is_cancelled();
             if found.is_some() || is_late {
@@ -148,14 +164,14 @@ impl<'a> Probing<'a> {
         let started = Instant::now();
         let mut next = started;
         let mut served = true;
-        let finder = activate::finder(self.tools, &self.recipe);
+        let finder = place::finder(self.tools, &self.recipe);
         let mut crashes = CrashWatch::begin();
         // What has answered once is judged by its answers alone.
         let mut may_crash = is_start && !matches!(finder, Find::Status(_));
         let mut has_failed = false;
         loop {
             let verdict = tokio::select! {
-                verdict = self.probe.once(self.revision) => verdict,
+                verdict = self.once(&finder) => verdict,
                 () = self.stop.cancelled() => return stopped(),
             };
             match &verdict {
@@ -166,7 +182,7 @@ impl<'a> Probing<'a> {
                 Verdict::Fail(failure) if is_start && !has_failed => {
                     has_failed = true;
                     let start_s = grace.as_secs_f64();
-                    info!(revision = %self.revision, error = failure.detail, start_s, "not healthy yet");
+                    info!(revision = %self.release, error = failure.detail, start_s, "not healthy yet");
                 }
                 Verdict::Fail(_) => {}
             }
@@ -175,7 +191,7 @@ impl<'a> Probing<'a> {
                 Progress::Healthy => {
                     if self.window == Window::Full {
                         let window_s = health.healthy_for.as_secs_f64();
-                        info!(revision = %self.revision, window_s, "healthy through its window");
+                        info!(revision = %self.release, window_s, "healthy through its window");
                         self.tools.saying.note(format!("healthy through {window_s} s"));
                     }
                     return Outcome::Healthy { served };
@@ -199,10 +215,23 @@ impl<'a> Probing<'a> {
         }
     }
 
+    /// Tries the health check once, or looks whether the manager is alive.
+    async fn once(&self, finder: &Find) -> Verdict {
+        if let Some(probe) = &self.probe {
+            return probe.once(self.release.own()).await;
+        }
+        let detail = match activate::look(self.tools, finder, self.release, self.stop).await {
+            Ok(Some(_)) => return Verdict::Pass { served: false },
+            Ok(None) => "its manager does not run".to_owned(),
+            Err(error) => activate::hinted(&error, error.hint()),
+        };
+        Verdict::Fail(Failure { cause: Cause::Unhealthy, detail })
+    }
+
     /// Waits for a crash loop; returns how many workers have ended.
     async fn crash(&self, finder: &Find, crashes: &mut CrashWatch) -> u32 {
-        let current = self.tools.store.current();
-        let context = Context { run_as: &self.tools.run_as, cwd: &current, stop: self.stop };
+        let home = place::home(self.tools, self.release);
+        let context = Context { run_as: &self.tools.run_as, cwd: &home, stop: self.stop };
         loop {
             if let Some(ended) = crashes.look(finder, &context).await {
                 return ended;
@@ -217,7 +246,7 @@ impl<'a> Probing<'a> {
         self.tools.saying.app(&self.tools.store.app_log());
         if is_news {
             let log = activate::app_log(self.tools);
-            warn!(revision = %self.revision, error = detail, log, "unhealthy");
+            warn!(revision = %self.release, error = detail, log, "unhealthy");
         }
         Outcome::Failed(cause, detail)
     }

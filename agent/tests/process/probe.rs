@@ -32,7 +32,7 @@ fn health(check: Check, revision: Option<RevisionAt>, timeout: Duration) -> Heal
 async fn probe(check: Check, revision: Option<RevisionAt>, timeout: Duration) -> Verdict {
     let health = health(check, revision, timeout);
     let probe = Probe::new(&health, &run_as("probe"), Path::new("/")).unwrap();
-    probe.once(&self::revision()).await
+    probe.once(Some(&self::revision())).await
 }
 
 fn socket(port: u16) -> SocketName {

@@ -1,7 +1,7 @@
 //! What agents say, made fit to be kept and shown; and spans of time in words.
 //!
 //! An agent may be taken over, and an app prints what it likes: no text of theirs moves a cursor, turns
-//! the reading direction, or fills a screen. [`message`] is for when a report comes in, [`line`] for
+//! the reading direction, or fills a screen. [`message`] is for when a report comes in, [`line()`] for
 //! whatever is shown.
 //!
 //! PURE.

@@ -326,7 +326,7 @@ impl World {
         let sent = match what {
             What::Step => {
                 let (decision, draft) = board.next_step(&group(), "gate", moment)?;
-                let knowledge = Knowledge::of(board);
+                let knowledge = Knowledge::of(board, moment);
                 self.tell(|_| format!("coordinator {at} decides {decision:?}"));
                 return Some((draft, None, knowledge));
             }
@@ -354,7 +354,7 @@ impl World {
                     let valid_s = if leave.permit.is_some() { PERMIT_VALID_S } else { 0 };
                     let (permit, reason) = (leave.permit, leave.reason);
                     let permission = Permission { version: VERSION, permit, valid_s, reason };
-                    let knowledge = Knowledge::of(board);
+                    let knowledge = Knowledge::of(board, moment);
                     return Some((leave.draft, Some(Reply::Permission(permission)), knowledge));
                 }
                 Err(error) => refused(error),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use towline_protocol::ids::Revision;
+use towline_protocol::poll::Duty;
 use towline_protocol::report::Health;
 use towline_protocol::rollout::{Kind, State};
 
@@ -103,7 +104,9 @@ impl World {
             }
             let told = agent.and_then(|agent| agent.told.as_ref());
             let is_over = |report: &towline_protocol::report::Report| {
-                !report.uses_permit && report.health == Health::Healthy && report.proven
+                !report.uses_permit
+                    && report.health == Health::Healthy
+                    && (report.proven || report.adopted)
             };
             if told.is_none_or(is_over) {
                 return Err(format!("{instance} keeps {permit:?} for nothing: {told:?}"));
@@ -134,6 +137,8 @@ impl World {
             let truth = self.store.truth();
             let target = truth.target.as_ref().and_then(|kept| kept.value.target.revision.as_ref());
             let state = truth.rollout.as_ref().map(|kept| kept.value.state);
+            let reason = truth.rollout.as_ref().map_or("", |kept| kept.value.reason.as_str());
+            let is_stuck = reason.starts_with("nothing has moved");
             if has_begun && target != Some(good) {
                 let past = towline_coordinator::records::key::past(
                     &super::group(),
@@ -147,7 +152,7 @@ impl World {
                 match state {
                     Some(State::Converged) if self.is_at_rest(good) => return Ok(()),
                     // Something unhealthy, that was to come later, held the budget: once more, then.
-                    Some(State::Halted) if retries > 0 => retries -= 1,
+                    Some(State::Halted) if retries > 0 && is_stuck => retries -= 1,
                     Some(State::Halted | State::Aborted | State::Paused) => {
                         return Err(format!("a good release: {:?}", truth.rollout));
                     }
@@ -186,6 +191,12 @@ impl World {
                     host.runs,
                     agent.told
                 ));
+            }
+            let word = agent.machine.journal().word.as_ref();
+            let is_told = word
+                .is_some_and(|word| word.duty == Duty::Take && word.boot.as_ref() == Some(good));
+            if !is_told {
+                return Err(format!("{} is told {word:?} in the end", host.name));
             }
             let record = truth.member(&host.name).ok_or("an instance is not known")?;
             let told = record.report.as_ref();

@@ -5,19 +5,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use towline_agent::journal::{Journal, RUN_SHIFT};
-use towline_agent::machine::{
-    Effect, Event, Found, How, Leave, Machine, Outcome, Policy, Task, TaskId,
-};
+use towline_agent::journal::{Journal, RUN_SHIFT, Release};
+use towline_agent::machine::{Effect, Event, Found, How, Machine, Outcome, Policy, Task, TaskId};
 use towline_protocol::ids::{Instance, Order, Revision};
-use towline_protocol::poll::{Answer, Message, Permission, Poll, Question, VERSION};
 use towline_protocol::report::Report;
 
-use super::network::{Caller, Reply, Request};
-use super::{Due, WAIT_S, World, group};
-
-/// By when a request must be answered.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(8);
+use super::{Due, World, group};
 
 /// The longest wait of an agent between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
@@ -35,6 +28,8 @@ pub(super) struct Host {
     pub(super) held: Option<Vec<Due>>,
     /// Until when no message gets through.
     pub(super) cut_until: Duration,
+    /// Does its host config name what was there before the agent?
+    pub(super) has_adopted: bool,
     /// It was terminated.
     pub(super) is_gone: bool,
     /// Its permit was closed by an operator, or by its own goodbye, whatever it was used for: what it
@@ -60,7 +55,7 @@ pub(super) struct Disk {
 /// What runs.
 #[derive(Debug, Clone)]
 pub(super) struct Running {
-    pub(super) revision: Revision,
+    pub(super) release: Release,
     pub(super) since: Duration,
     pub(super) how: How,
 }
@@ -71,15 +66,15 @@ pub(super) struct Agent {
     pub(super) machine: Machine,
     pub(super) started: Duration,
     pub(super) task: Option<(TaskId, Task)>,
-    wake: Option<Duration>,
-    counter: u64,
+    pub(super) wake: Option<Duration>,
+    pub(super) counter: u64,
     /// The coordinator that it speaks to.
-    at: usize,
+    pub(super) at: usize,
     /// When it last went on to another one.
-    turned: Duration,
+    pub(super) turned: Duration,
     /// The poll that is under way.
-    poll: Option<u64>,
-    seen: Option<String>,
+    pub(super) poll: Option<u64>,
+    pub(super) seen: Option<String>,
     /// The newest report, as long as it is not acknowledged.
     pub(super) report: Option<Pending>,
     pub(super) told: Option<Report>,
@@ -94,16 +89,16 @@ pub(super) struct Agent {
 
 #[derive(Debug, Clone)]
 pub(super) struct Pending {
-    seq: u64,
-    since: Duration,
-    report: Report,
+    pub(super) seq: u64,
+    pub(super) since: Duration,
+    pub(super) report: Report,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
     pub(super) seq: u64,
     pub(super) sent: Duration,
-    task: TaskId,
+    pub(super) task: TaskId,
     pub(super) order: Order,
 }
 
@@ -120,6 +115,7 @@ impl Host {
             runs: None,
             held: None,
             cut_until: Duration::ZERO,
+            has_adopted: false,
             is_gone: false,
             is_excused: false,
             restarts_by: None,
@@ -134,21 +130,22 @@ impl Host {
 
     /// Does it serve this?
     pub(super) fn serves(&self, revision: &Revision) -> bool {
-        self.runs.as_ref().is_some_and(|runs| runs.revision == *revision)
+        self.runs.as_ref().is_some_and(|runs| runs.release.is(revision))
     }
 }
 
 impl Agent {
-    fn next_seq(&mut self) -> u64 {
+    pub(super) fn next_seq(&mut self) -> u64 {
         self.counter += 1;
         (self.machine.journal().run << RUN_SHIFT) | self.counter
     }
 }
 
 impl World {
-    pub(super) fn policy_of(host: usize) -> Policy {
+    fn policy_of(host: usize, has_adopted: bool) -> Policy {
         Policy {
             group: group(),
+            has_adopted,
             boot_deadline: Duration::from_secs(60),
             backoff: Duration::from_secs(2),
             backoff_max: BACKOFF_MAX,
@@ -170,12 +167,14 @@ impl World {
         // What it forgets of a swap that has ended, it takes up once more.
         host.is_excused |= host.disk.is_behind;
         host.disk.is_behind = false;
+        let runs = host.runs.as_ref().map(|runs| runs.release.clone());
+        let current = host.disk.current.clone().map(Release::Own);
         let found = Found {
             releases: host.disk.releases.clone(),
-            current: host.disk.current.clone(),
+            current: current.or(runs.filter(|release| *release == Release::Adopted)),
             is_running: host.runs.is_some(),
         };
-        let policy = Self::policy_of(index);
+        let policy = Self::policy_of(index, host.has_adopted);
         let (machine, effects) = Machine::new(policy, host.disk.journal.clone(), found);
         host.agent = Some(Agent {
             machine,
@@ -197,7 +196,7 @@ impl World {
         let life = host.life;
         self.tell(|world| {
             let host = &world.hosts[index];
-            let runs = host.runs.as_ref().map(|runs| runs.revision.short());
+            let runs = host.runs.as_ref().map(|runs| runs.release.short());
             format!("{} starts; {runs:?} runs; {:?}", host.name, host.disk.journal.swap)
         });
         let mut events = VecDeque::new();
@@ -224,7 +223,7 @@ impl World {
             // What was under way was done, or half done, or not.
             match self.random.below(3) {
                 0 => self.make_live(index, &to, How::Restart),
-                1 => self.hosts[index].disk.current = Some(to),
+                1 => self.hosts[index].disk.current = to.own().cloned(),
                 _ => {}
             }
         }
@@ -232,10 +231,10 @@ impl World {
         self.later(Duration::from_millis(wait), Due::AgentStarts(index));
     }
 
-    pub(super) fn make_live(&mut self, index: usize, to: &Revision, how: How) {
+    pub(super) fn make_live(&mut self, index: usize, to: &Release, how: How) {
         let host = &mut self.hosts[index];
-        host.disk.current = Some(to.clone());
-        host.runs = Some(Running { revision: to.clone(), since: self.now, how });
+        host.disk.current = to.own().cloned();
+        host.runs = Some(Running { release: to.clone(), since: self.now, how });
     }
 
     /// One event for the machine, and all that follows from it at once.
@@ -325,131 +324,6 @@ impl World {
         self.step(index, Event::Woke)
     }
 
-    /// Agents begin with the first address that they have; some are told another order of them.
-    fn preferred_coordinator(&mut self) -> usize {
-        let all = 0..self.coordinators.len();
-        let known: Vec<usize> = all.filter(|at| !self.coordinators[*at].is_retired).collect();
-        let index = if self.random.one_in(8) { self.random.index(known.len()) } else { 0 };
-        known.get(index).copied().unwrap_or(0)
-    }
-
-    /// Polls: there is no other poll under way.
-    pub(super) fn poll(&mut self, index: usize) {
-        if self.random.one_in(6) {
-            let at = self.preferred_coordinator();
-            if let Some(agent) = &mut self.hosts[index].agent {
-                agent.at = at;
-            }
-        }
-        let host = &mut self.hosts[index];
-        let (life, instance) = (host.life, host.name.clone());
-        let Some(agent) = host.agent.as_mut().filter(|agent| agent.poll.is_none()) else { return };
-        let seq = agent.next_seq();
-        agent.poll = Some(seq);
-        let (to, seen) = (agent.at, agent.seen.clone());
-        let poll = Poll { version: VERSION, group: group(), instance, seq, seen };
-        let caller = Caller::Agent { host: index, life, seq };
-        self.send(caller, to, Request::Poll(poll));
-        let within = ANSWERED_WITHIN + Duration::from_secs(WAIT_S.into());
-        self.later(within, Due::Late { host: index, life, seq });
-    }
-
-    fn report(&mut self, index: usize, report: Report) {
-        let Some(agent) = &mut self.hosts[index].agent else { return };
-        let seq = agent.next_seq();
-        agent.told = Some(report.clone());
-        agent.report = Some(Pending { seq, since: self.now, report });
-        self.send_report(index);
-    }
-
-    fn send_report(&mut self, index: usize) {
-        let now = self.now;
-        let host = &mut self.hosts[index];
-        let life = host.life;
-        let Some(agent) = &mut host.agent else { return };
-        let Some(Pending { seq, since, report }) = agent.report.clone() else { return };
-        let age_ms = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
-        let message = Message { seq, age_ms, report, note: None, log: None };
-        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
-        self.send(caller, to, Request::Report(Box::new(message)));
-        self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
-    }
-
-    /// Asks for leave to swap.
-    pub(super) fn ask(
-        &mut self,
-        index: usize,
-        task: TaskId,
-        order: Order,
-        events: &mut VecDeque<Event>,
-    ) {
-        let now = self.now;
-        let host = &mut self.hosts[index];
-        let (life, instance) = (host.life, host.name.clone());
-        let Some(agent) = &mut host.agent else { return };
-        let seq = agent.next_seq();
-        agent.question = Some(Asked { seq, sent: now, task, order });
-        events.push_back(Event::Asked(seq));
-        let question = Question { version: VERSION, group: group(), instance, seq, order };
-        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
-        self.send(caller, to, Request::Ask(question));
-        self.later(ANSWERED_WITHIN, Due::Late { host: index, life, seq });
-    }
-
-    /// An agent that is not what it should be asks for leave without having been told to; it tells later
-    /// that it does not use it.
-    pub(super) fn ask_out_of_turn(&mut self, index: usize) {
-        let order = self.store.truth().order();
-        let host = &mut self.hosts[index];
-        let (life, instance) = (host.life, host.name.clone());
-        let is_free = |agent: &&mut Agent| {
-            let journal = agent.machine.journal();
-            agent.question.is_none() && journal.swap.is_none() && journal.leave.is_none()
-        };
-        let Some(agent) = host.agent.as_mut().filter(is_free) else { return };
-        let seq = agent.next_seq();
-        let question = Question { version: VERSION, group: group(), instance, seq, order };
-        let (caller, to) = (Caller::Agent { host: index, life, seq }, agent.at);
-        self.tell(|world| format!("{} asks out of turn", world.hosts[index].name));
-        self.send(caller, to, Request::Ask(question));
-        self.later(Duration::from_secs(30), Due::TellsAgain { host: index, life });
-    }
-
-    /// It tells once more what it told.
-    pub(super) fn tell_again(&mut self, index: usize) {
-        let told = self.hosts[index].agent.as_ref().and_then(|agent| agent.told.clone());
-        if let Some(report) = told {
-            self.report(index, report);
-        }
-    }
-
-    /// A request of this number has waited for long enough.
-    pub(super) fn is_late(&mut self, index: usize, seq: u64) -> Result<(), String> {
-        let (now, count) = (self.now, self.coordinators.len());
-        let Some(agent) = &mut self.hosts[index].agent else { return Ok(()) };
-        let is_poll = agent.poll.take_if(|poll| *poll == seq).is_some();
-        let is_report = agent.report.as_ref().is_some_and(|report| report.seq == seq);
-        let question = agent.question.take_if(|question| question.seq == seq);
-        if !is_poll && !is_report && question.is_none() {
-            return Ok(());
-        }
-        if now > agent.turned + ANSWERED_WITHIN {
-            // Of several requests that wait for one coordinator, the first turns away from it.
-            (agent.at, agent.turned) = ((agent.at + 1) % count, now);
-        }
-        if is_poll {
-            self.poll(index);
-        }
-        if is_report {
-            self.send_report(index);
-        }
-        if let Some(question) = question {
-            let cause = towline_protocol::report::Cause::Fetch;
-            return self.done(index, question.task, Outcome::Failed(cause, "silence".to_owned()));
-        }
-        Ok(())
-    }
-
     /// A task ended.
     pub(super) fn done(
         &mut self,
@@ -461,51 +335,5 @@ impl World {
             agent.task.take_if(|(id, _)| *id == task);
         }
         self.step(index, Event::Done(task, outcome))
-    }
-
-    /// An answer has come.
-    pub(super) fn agent_hears(
-        &mut self,
-        index: usize,
-        life: u64,
-        seq: u64,
-        reply: Reply,
-    ) -> Result<(), String> {
-        let host = &mut self.hosts[index];
-        let Some(agent) = host.agent.as_mut().filter(|_| host.life == life) else { return Ok(()) };
-        match reply {
-            Reply::Word(bytes) => {
-                if agent.poll.take_if(|poll| *poll == seq).is_none() {
-                    return Ok(());
-                }
-                if let Some(bytes) = bytes {
-                    let answer: Answer =
-                        serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-                    agent.seen = Some(answer.id);
-                    self.step(index, Event::Told(answer.word))?;
-                }
-                self.poll(index);
-                Ok(())
-            }
-            Reply::Acknowledged => {
-                agent.report.take_if(|report| report.seq == seq);
-                self.check_acknowledged(index, seq)
-            }
-            Reply::Permission(Permission { permit, valid_s, .. }) => {
-                let Some(asked) = agent.question.take_if(|question| question.seq == seq) else {
-                    return Ok(());
-                };
-                let outcome = if permit.is_some() {
-                    let until = asked.sent + Duration::from_secs(valid_s.into()) - agent.started;
-                    agent.leave = Some(asked);
-                    Outcome::Permitted(Leave { until: Some(until) })
-                } else {
-                    Outcome::Denied
-                };
-                self.done(index, asked.task, outcome)
-            }
-            // It tries again at its deadline.
-            Reply::Changed | Reply::Refused => Ok(()),
-        }
     }
 }

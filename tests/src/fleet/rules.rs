@@ -9,11 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use towline_coordinator::board::Board;
+use towline_coordinator::board::{Board, Moment};
 use towline_coordinator::fleet::Presence;
 use towline_coordinator::records::{Draft, GroupState, Kept, key};
 use towline_coordinator::store::{Commit, Outcome, Write};
-use towline_protocol::fleet::Permit;
+use towline_protocol::fleet::{GroupRecord, Permit};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::policy::{OnFailure, Share};
 use towline_protocol::report::{Health, Phase, Report};
@@ -27,6 +27,7 @@ use super::{World, group};
 
 mod agents;
 mod gates;
+mod records;
 
 /// What was seen so far.
 #[derive(Debug, Default)]
@@ -54,13 +55,18 @@ pub(super) struct Knowledge {
     unhealthy: BTreeSet<Instance>,
     /// Who is there, serves the target and is healthy.
     taken: BTreeSet<Instance>,
+    /// Who has told of a failure, or is not healthy: it may be counted at once.
+    failing: BTreeSet<Instance>,
+    /// The rollout's clock for deadlines.
+    deadline_ms: u64,
 }
 
 impl Knowledge {
-    pub(super) fn of(board: &Board) -> Self {
+    pub(super) fn of(board: &mut Board, now: Moment) -> Self {
+        let deadline_ms = board.clock(&group(), now).deadline_ms;
         let Some(state) = board.records().group(&group()) else { return Self::default() };
         let attendance = board.attendance(&group());
-        let mut own = Self::default();
+        let mut own = Self { deadline_ms, ..Self::default() };
         let target = state.target.as_ref().map(|kept| &kept.value.target);
         // "`--without` takes an instance out until it polls again", also once the rollout has ended.
         let without = state.rollout.as_ref().map(|kept| &kept.value.without);
@@ -75,6 +81,12 @@ impl Knowledge {
             let told = record.report.as_ref().map(|report| report.health);
             if told == Some(Health::Unhealthy) {
                 own.unhealthy.insert(instance.clone());
+            }
+            let is_failing = record.report.as_ref().is_some_and(|report| {
+                report.rejected || report.failure.is_some() || told == Some(Health::Unhealthy)
+            });
+            if is_failing {
+                own.failing.insert(instance.clone());
             }
             if is_here || !without.is_some_and(|without| without.contains(&instance)) {
                 own.live += 1;
@@ -113,6 +125,10 @@ struct Before {
     order: Order,
     rollout: Option<Rollout>,
     open: BTreeMap<Instance, Kept<Permit>>,
+    /// Those that are written, and had left; with the numbers of their last messages.
+    gone: Vec<(Instance, u64)>,
+    /// The group, where it is written.
+    record: Option<GroupRecord>,
 }
 
 impl Before {
@@ -120,7 +136,14 @@ impl Before {
         let at = key::rollout(&group());
         let is_written = commit.writes.iter().any(|write| key_of(write) == at);
         let rollout = state.rollout.as_ref().filter(|_| is_written);
+        let has = |at: &str| commit.writes.iter().any(|write| key_of(write) == at);
+        let left = state.instances.values().map(|kept| &kept.value);
+        let left = left.filter(|record| record.gone.is_some());
+        let left = left.filter(|record| has(&key::instance(&group(), &record.instance)));
+        let record = state.record.as_ref().filter(|_| has(&key::group(&group())));
         Self {
+            gone: left.map(|record| (record.instance.clone(), record.seq)).collect(),
+            record: record.map(|kept| kept.value.clone()),
             order: state.order(),
             rollout: rollout.map(|kept| kept.value.clone()),
             open: state.open.clone(),
@@ -156,6 +179,8 @@ impl World {
         self.check_permits(what, &before, knowledge)?;
         self.check_past(&keys)?;
         self.check_quarantine()?;
+        self.check_come_back(what, &before)?;
+        self.check_group(what, &before)?;
         if keys.contains(&key::rollout(&group())) {
             self.check_rollout(what, &before, knowledge)?;
         }
@@ -241,6 +266,10 @@ impl World {
             // "Its question about a newer generation moves that permit without counting twice."
             if own.value.id != permit.id {
                 return wrong("it holds another one");
+            }
+            let is_odd = |given_ms: u64| given_ms > knowledge.deadline_ms;
+            if own.value.order != permit.order && permit.given_ms.is_some_and(is_odd) {
+                return wrong("its deadline is that of another rollout");
             }
             if own.value.order == permit.order && own.value.given_ms != permit.given_ms {
                 return wrong("its deadline is put off");

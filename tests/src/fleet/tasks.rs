@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use towline_agent::journal::Release;
 use towline_agent::machine::{Event, How, Outcome, Task, TaskId, Window};
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence};
@@ -76,11 +77,15 @@ impl World {
         known.map_or(Character::Good, |(_, character)| *character)
     }
 
+    fn character_of(&self, release: &Release) -> Character {
+        release.own().map_or(Character::Good, |revision| self.character(revision))
+    }
+
     /// Is what runs on an instance well?
     pub(super) fn is_well(&self, index: usize) -> bool {
         let Some(runs) = &self.hosts[index].runs else { return false };
         self.outage_until <= self.now
-            && match self.character(&runs.revision) {
+            && match self.character_of(&runs.release) {
                 Character::Good | Character::NeedsRestart | Character::InstallFails => true,
                 Character::Fades => self.now < runs.since + FADES_AFTER,
                 Character::Refused | Character::Crashes | Character::Unhealthy => false,
@@ -133,7 +138,7 @@ impl World {
                 self.looked(index);
                 Outcome::Absent
             }
-            Task::Prove(revision) => match self.character(revision) {
+            Task::Prove(release) => match self.character_of(release) {
                 _ if runs.is_none() => failed(Cause::Prove, "none is there"),
                 Character::Crashes => failed(Cause::Prove, "they come and go"),
                 Character::NeedsRestart if runs.is_some_and(|runs| runs.how == How::Reload) => {
@@ -142,12 +147,12 @@ impl World {
                 _ if is_unlucky => failed(Cause::Prove, "slow"),
                 _ => Outcome::Proved(Evidence::Started),
             },
-            Task::Probe(revision, _) | Task::Check(revision, _) => {
-                let is_it = runs.is_some_and(|runs| runs.revision == *revision);
+            Task::Probe(release, _) | Task::Check(release, _) => {
+                let is_it = runs.is_some_and(|runs| runs.release == *release);
                 if !is_it || !self.is_well(index) || (is_unlucky && self.random.one_in(2)) {
                     failed(Cause::Unhealthy, "503")
                 } else {
-                    Outcome::Healthy { served: true }
+                    Outcome::Healthy { served: release.own().is_some() }
                 }
             }
             // It ends with its answer, or its deadline.

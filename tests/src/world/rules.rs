@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use towline_agent::journal::{Journal, Swap};
+use towline_agent::journal::{Journal, Release, Swap};
 use towline_agent::machine::{How, Task, Window};
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Health, Phase, Report};
@@ -17,7 +17,7 @@ impl World {
         }
         match task {
             Task::Prepare { unless_like: Some(live), .. } => {
-                if self.running.as_ref() != Some(live) && !self.has_died {
+                if self.running_own() != Some(live) && !self.has_died {
                     return Err(format!("{} stands in, and does not run", live.short()));
                 }
                 let journal = self.machine.journal();
@@ -43,11 +43,11 @@ impl World {
                 self.check_swap(journal, swap)?;
             }
             Task::Activate { to, how, .. } => self.check_activate(to, *how)?,
-            Task::Probe(revision, Window::Brief) | Task::Check(revision, Window::Brief) => {
+            Task::Probe(release, Window::Brief) | Task::Check(release, Window::Brief) => {
                 let journal = self.machine.journal();
                 let restores = journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
-                if !restores && !journal.is_proven(revision) {
-                    return Err(format!("a brief look proves nothing of {}", revision.short()));
+                if !restores && !journal.is_known(release) {
+                    return Err(format!("a brief look proves nothing of {}", release.short()));
                 }
             }
             _ => {}
@@ -57,7 +57,9 @@ impl World {
 
     /// Does what is to be replaced serve, so that it takes leave?
     pub(super) fn needs_leave(&self) -> bool {
-        let serves = self.running.as_ref().is_some_and(|own| self.journal.is_proven(own));
+        // What was there before serves, whatever the agent has seen of it.
+        let is_good = |own: &Release| *own == Release::Adopted || self.journal.is_known(own);
+        let serves = self.running.as_ref().is_some_and(is_good);
         serves && self.found_running
     }
 
@@ -66,7 +68,8 @@ impl World {
         let is_ordered = swap.ordered > self.journal.orders.restart;
         // What came up late is accepted, and that may not have reached the disk.
         // A restart that was ordered is of whatever serves.
-        let is_anew = !(restarts && is_ordered);
+        let is_of_live = restarts || self.running.as_ref() == Some(&swap.to);
+        let is_anew = !(is_of_live && is_ordered);
         let is_rejected = (!self.is_behind
             && self.journal.rejection(swap.order, &swap.to).is_some())
             || journal.rejection(swap.order, &swap.to).is_some();
@@ -77,10 +80,10 @@ impl World {
             return Err("a restart that nobody ordered, or that was carried out".to_owned());
         }
         let is_better =
-            |revision: &&Revision| **revision != swap.to && self.releases.contains(*revision);
+            |revision: &&Revision| !swap.to.is(revision) && self.releases.contains(*revision);
         if let Some(from) = &swap.from
             && !restarts
-            && !journal.is_proven(from)
+            && !journal.is_known(from)
             && let Some(better) = journal.proven.iter().find(is_better)
         {
             return Err(format!("back to {}, and {} is proven", from.short(), better.short()));
@@ -88,13 +91,13 @@ impl World {
         Ok(())
     }
 
-    fn check_activate(&self, to: &Revision, how: How) -> Result<(), String> {
+    fn check_activate(&self, to: &Release, how: How) -> Result<(), String> {
         let swap = self.journal.swap.as_ref().ok_or("nothing was journalled")?;
         let restores = swap.from.as_ref() == Some(to);
         if swap.to != *to && !restores {
             return Err(format!("{} is not what was journalled", to.short()));
         }
-        if !self.releases.contains(to) {
+        if !self.is_on_disk(to) {
             return Err(format!("{} is not on disk", to.short()));
         }
         if swap.failed.is_none() && swap.resumes > 3 {
@@ -102,10 +105,18 @@ impl World {
         }
         let is_ordered = swap.ordered > self.journal.orders.restart;
         let is_order = (swap.restart > self.journal.restart || is_ordered) && swap.from.is_some();
+        let is_of_adopted = [Some(&swap.to), swap.from.as_ref()].contains(&Some(&Release::Adopted));
+        if is_of_adopted && how != How::Restart {
+            return Err("what was there before is told to reload".to_owned());
+        }
         if is_order && swap.to == *to && how != How::Restart {
             return Err("an order to restart is carried out by a reload".to_owned());
         }
         Ok(())
+    }
+
+    fn is_on_disk(&self, release: &Release) -> bool {
+        release.own().map_or(self.has_adopted, |revision| self.releases.contains(revision))
     }
 
     /// `is_news`: what stands on disk was all that was known.
@@ -118,8 +129,7 @@ impl World {
             return Err("an order to restart is open again".to_owned());
         }
         let is_owed = |swap: &&Swap| {
-            swap.failed.is_some()
-                && swap.from.as_ref().is_some_and(|from| self.releases.contains(from))
+            swap.failed.is_some() && swap.from.as_ref().is_some_and(|from| self.is_on_disk(from))
         };
         let owed = self.journal.swap.as_ref().filter(is_owed);
         // After three attempts the ladder is what is left.
@@ -133,7 +143,11 @@ impl World {
     }
 
     fn runs_good(&self) -> bool {
-        self.running.as_ref().and_then(|own| self.character(own)).is_some_and(Character::is_good)
+        match &self.running {
+            Some(Release::Own(own)) => self.character(own).is_some_and(Character::is_good),
+            Some(Release::Adopted) => true,
+            None => false,
+        }
     }
 
     /// Ends the task that runs, which must be one that touches nothing live.
@@ -153,11 +167,11 @@ impl World {
     /// Prunes at random what need not be kept.
     pub(super) fn prune(&mut self, keep: &BTreeSet<Revision>) -> Result<(), String> {
         let journal = self.machine.journal();
-        let other = |revision: &&Revision| Some(*revision) != self.running.as_ref();
+        let other = |revision: &&Revision| Some(*revision) != self.running_own();
         let on_disk = |revision: &&Revision| self.releases.contains(*revision);
         let target = journal.target.as_ref();
         let needed = [
-            ("runs", self.running.as_ref().filter(on_disk)),
+            ("runs", self.running_own().filter(on_disk)),
             ("is current", self.current.as_ref()),
             ("was proven before", journal.proven.iter().rev().filter(on_disk).find(other)),
             ("is the target", target.and_then(|target| target.revision.as_ref())),
@@ -182,8 +196,12 @@ impl World {
         if self.told.as_ref() == Some(&report) {
             return Err("the same report twice".to_owned());
         }
-        let serves = report.serving.as_ref().filter(|own| self.running.as_ref() == Some(*own));
-        let is_good = serves.and_then(|own| self.character(own)).is_some_and(Character::is_good);
+        let serving = report.serving.clone().map(Release::Own);
+        let serving = serving.or(report.adopted.then_some(Release::Adopted));
+        let is_good = self.running == serving && self.runs_good();
+        if report.adopted && (report.serving.is_some() || report.newborn || !self.has_adopted) {
+            return Err("adopted, it says, and newborn, or of a release of its own".to_owned());
+        }
         if report.health == Health::Healthy && !is_good && !self.has_died {
             return Err(format!("healthy, it says, and {:?} runs", self.running));
         }
@@ -224,7 +242,7 @@ impl World {
             }
             let revision = target.and_then(|target| target.revision.as_ref());
             let content = revision.map(|revision| self.content(revision));
-            let runs = self.running.as_ref().map(|running| self.content(running));
+            let runs = self.running_own().map(|running| self.content(running));
             if content != runs && !self.has_died {
                 return Err(format!("converged, it says, and {:?} runs", self.running));
             }
@@ -244,7 +262,9 @@ impl World {
         let is_good =
             |revision: &Revision| self.character(revision).is_some_and(Character::is_good);
         // What failed for this very target is not activated again for it.
-        let is_open = |revision: &Revision| journal.rejection(target.order, revision).is_none();
+        let is_open = |revision: &Revision| {
+            journal.rejection(target.order, &revision.clone().into()).is_none()
+        };
         let revision = target.revision.as_ref().ok_or("it names a revision")?;
         if is_good(revision) && is_open(revision) {
             if !self.machine.is_converged() {
@@ -269,6 +289,9 @@ impl World {
         if is_boot && !runs_good && fallback.is_some_and(|own| is_good(own) && is_open(own)) {
             return Err(format!("{:?} runs, and the fallback is good", self.running));
         }
+        if is_boot && !runs_good && self.has_adopted {
+            return Err(format!("{:?} runs, and not what was there before", self.running));
+        }
         Ok(())
     }
 
@@ -282,7 +305,7 @@ impl World {
                 return Err(format!("{begun} looks at what serves in an hour"));
             }
             let proven = &self.machine.journal().proven;
-            if !self.running.as_ref().is_some_and(|own| proven.contains(own)) {
+            if !self.running_own().is_some_and(|own| proven.contains(own)) {
                 return Err("what has served for an hour is not proven".to_owned());
             }
         }

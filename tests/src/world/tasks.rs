@@ -1,5 +1,6 @@
 //! How the simulated world begins tasks, and how they end in it.
 
+use towline_agent::journal::Release;
 use towline_agent::machine::{How, Outcome, Task, TaskId};
 use towline_protocol::ids::Revision;
 use towline_protocol::poll::Duty;
@@ -54,6 +55,7 @@ impl World {
         let is_unlucky = self.has_faults && self.random.one_in(8);
         let character =
             |revision: &Revision| self.characters.get(revision).copied().unwrap_or(Character::Good);
+        let of = |release: &Release| release.own().map_or(Character::Good, character);
         match task {
             Task::Prepare { revision, unless_like } => {
                 let is_late = self.hangs.take().is_some();
@@ -93,7 +95,7 @@ impl World {
                     self.started_for = self.started_for.max(swap.restart);
                 }
                 self.has_died = false;
-                self.current = Some(to.clone());
+                self.current = to.own().cloned();
                 self.running = Some(to.clone());
                 self.how = if is_start { How::Restart } else { How::Reload };
                 if is_unlucky || self.is_stuck {
@@ -110,17 +112,17 @@ impl World {
             Task::Check(..) if is_unlucky && self.random.one_in(2) => {
                 failed(Cause::Host, "no pid file is to be trusted")
             }
-            Task::Prove(revision) => match character(revision) {
+            Task::Prove(release) => match of(release) {
                 Character::Crashes => failed(Cause::Prove, "they come and go"),
                 Character::NeedsRestart if self.how == How::Reload => failed(Cause::Prove, "old"),
                 _ if is_unlucky => failed(Cause::Prove, "slow"),
                 _ => Ok(Outcome::Proved(Evidence::Started)),
             },
-            Task::Probe(revision, _) | Task::Check(revision, _) => match character(revision) {
-                _ if self.running.as_ref() != Some(revision) => failed(Cause::Unhealthy, "refused"),
+            Task::Probe(release, _) | Task::Check(release, _) => match of(release) {
+                _ if self.running.as_ref() != Some(release) => failed(Cause::Unhealthy, "refused"),
                 Character::Crashes | Character::Unhealthy => failed(Cause::Unhealthy, "503"),
                 _ if is_unlucky => failed(Cause::Unhealthy, "503"),
-                _ => Ok(Outcome::Healthy { served: true }),
+                _ => Ok(Outcome::Healthy { served: release.own().is_some() }),
             },
         }
     }

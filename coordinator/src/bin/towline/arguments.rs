@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Options {
-    /// The coordinator's address, such as https://towline.internal; or `unix:` and the path of its socket.
+    /// The coordinator's address, such as `https://towline.internal`; or `unix:` and the path of its socket.
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) coordinator: Option<String>,
     /// Trust only the certificates in this file (PEM).

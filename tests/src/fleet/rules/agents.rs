@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use towline_agent::journal::Release;
 use towline_agent::machine::Task;
 use towline_coordinator::fleet::Presence;
 use towline_protocol::poll::{PERMIT_VALID_S, lease_s};
@@ -17,7 +18,7 @@ impl World {
         task: &Task,
     ) -> Result<(), String> {
         let Task::Activate { to, .. } = task else { return Ok(()) };
-        self.book.activated.insert(to.clone());
+        self.book.activated.extend(to.own().cloned());
         let host = &self.hosts[index];
         let Some(agent) = &host.agent else { return Ok(()) };
         let wrong = |why: String| Err(format!("{} makes {} live: {why}", host.name, to.short()));
@@ -32,7 +33,7 @@ impl World {
         let Some(leave) = journal.leave else {
             // "Whatever replaces something that serves needs a permit."
             let serves = |told: &towline_protocol::report::Report| {
-                told.health == Health::Healthy && told.proven
+                told.health == Health::Healthy && (told.proven || told.adopted)
             };
             if agent.told.as_ref().is_some_and(serves) {
                 return wrong("what serves is healthy, and no leave was given".to_owned());
@@ -78,9 +79,10 @@ impl World {
         if let (Some(told), Some(runs), None) = (&agent.told, &host.runs, &agent.task)
             && told.health == Health::Healthy
             && !agent.has_died
-            && told.serving.as_ref() != Some(&runs.revision)
+            && (told.serving.as_ref() != runs.release.own()
+                || told.adopted != (runs.release == Release::Adopted))
         {
-            let runs = runs.revision.short();
+            let runs = runs.release.short();
             return Err(format!("{} tells of {:?}, and {runs} runs", host.name, told.serving));
         }
         Ok(())

@@ -25,6 +25,9 @@ impl World {
                 check_state(old, &new, is_by_gate)?;
                 check_history(old, &new, is_by_gate)?;
                 check_gates(old, &new, knowledge)?;
+                if is_by_gate {
+                    self.check_failures(old, &new, knowledge)?;
+                }
             }
             None => self.check_begun(old, &new, is_by_gate)?,
         }
@@ -46,6 +49,31 @@ impl World {
         {
             // Stored already: whoever is told so later is told the truth.
             self.book.paused = Some(new.order());
+        }
+        Ok(())
+    }
+
+    /// Whoever has told of nothing bad fails by a deadline, and by none that has not passed.
+    fn check_failures(
+        &self,
+        old: &Rollout,
+        new: &Rollout,
+        knowledge: &Knowledge,
+    ) -> Result<(), String> {
+        for (instance, failed) in &new.failures {
+            if old.failures.contains_key(instance) || knowledge.failing.contains(instance) {
+                continue;
+            }
+            let opened_ms = old.batches.get(failed.batch_index as usize);
+            let opened_ms = opened_ms.and_then(|batch| batch.opened_ms).unwrap_or_default();
+            let least_s = old.policy.prepare_deadline_s.min(old.policy.healthy_deadline_s);
+            if knowledge.deadline_ms < opened_ms + least_s * 1_000 {
+                return Err(format!("{instance} failed before its deadline: {failed:?}"));
+            }
+            let prepared_by = opened_ms + old.policy.prepare_deadline_s * 1_000;
+            if failed.detail.starts_with("not prepared") && knowledge.deadline_ms < prepared_by {
+                return Err(format!("{instance} failed too soon: {failed:?}"));
+            }
         }
         Ok(())
     }
