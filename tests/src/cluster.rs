@@ -220,17 +220,20 @@ impl Coordinator {
     /// Waits for an end that comes by itself, at this place; is it alive still, after all of our patience,
     /// this fails.
     pub fn await_end(&mut self, place: &str) {
-        let mut child = self.child.take().expect("it was started");
+        // It stays in its place until then: dropped, it is killed.
+        let child = self.child.as_mut().expect("it was started");
         await_some(&format!("the coordinator to end at {place}"), || {
             child.try_wait().expect("it is ours")
         });
+        self.child = None;
     }
 
     /// Asks it to end, and waits for that.
     pub fn terminate(&mut self) -> i32 {
-        let mut child = self.child.take().expect("it was started");
+        let child = self.child.as_mut().expect("it was started");
         host::ask(child.id());
         let end = await_some("the coordinator to end", || child.try_wait().expect("it is ours"));
+        self.child = None;
         end.code().unwrap_or(-1)
     }
 
