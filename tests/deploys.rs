@@ -5,6 +5,7 @@ use towline_tests::app::{self, Kind};
 use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
+mod adopted;
 mod boot;
 mod bytes;
 mod failures;

@@ -1,6 +1,7 @@
 //! Rollouts over a few instances: the ordinary course, what operators do, who is away, and what breaks.
 
 mod absent;
+mod adopted;
 mod away;
 mod crashes;
 mod doors;

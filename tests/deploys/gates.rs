@@ -164,6 +164,13 @@ impl World {
         self.host.dir().join("shared/run")
     }
 
+    /// The app's files with gates that are closed in another directory than the shared one.
+    pub(super) fn gated_in(&self, run: &Path) -> Files {
+        let mut files = self.files();
+        put(&mut files, run, self.host.port);
+        files
+    }
+
     /// Closes a gate.
     pub(super) fn close(&self, gate: &str) {
         fs::remove_file(self.run_dir().join(format!("at.{gate}"))).ok();

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -24,6 +25,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who the app runs as where the agent is root; an account that every system has.
 const USER: &str = "nobody";
+
+/// What an app answers, in place of a revision, that was there before the agent.
+pub const OLD: &str = "0000000000000000000000000000000000000000";
 
 /// One instance.
 #[derive(Debug)]
@@ -120,6 +124,68 @@ impl Host {
         assert!(self.config.contains(from), "{from} is in the config");
         self.config = self.config.replacen(from, to, 1);
         fs::write(self.config_file(), &self.config).expect("it is ours");
+    }
+
+    /// Where the app lives that was there before the agent.
+    #[must_use]
+    pub fn old_dir(&self) -> PathBuf {
+        self.root.path().join("old")
+    }
+
+    /// Lays out an app that was there before, and says so in host config; starts it, and waits until it
+    /// answers. `health`: lines of `[adopt.health]`.
+    pub fn adopt(&mut self, files: &[(String, Vec<u8>, bool)], health: &str) {
+        let dir = self.old_dir();
+        let write = |path: &str, content: &[u8], mode: u32| {
+            let path = dir.join(path);
+            fs::create_dir_all(path.parent().expect("it lies in a directory")).expect("it is ours");
+            fs::write(&path, content).expect("a new file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");
+        };
+        for (path, content, is_program) in files {
+            write(path, content, if *is_program { 0o755 } else { 0o644 });
+        }
+        write(".towline-revision", OLD.as_bytes(), 0o644);
+        write("run/port", self.port.to_string().as_bytes(), 0o644);
+        let mut start = Command::new("./bin/start");
+        start.current_dir(&dir).env("PWD", &dir);
+        start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if geteuid().is_root() {
+            let user = User::from_name(USER).ok().flatten().expect("every system has it");
+            let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+            chown(dir.join("run"), Some(uid), Some(gid)).expect("we are root");
+            start.uid(uid).gid(gid);
+        }
+        let table = format!(
+            "\n[adopt]\ndir = {dir:?}\npid_file = {:?}\nstart = [\"./bin/start\"]\ntimeout_s = \
+             8\n[adopt.health]\nevery_s = 0.2\npasses = 2\nhealthy_for_s = 0.6\nstart_s = 8\n{health}\n",
+            dir.join("run/app.pid"),
+        );
+        self.config.push_str(&table);
+        fs::write(self.config_file(), &self.config).expect("it is ours");
+        assert!(start.status().expect("it can be run").success());
+        self.await_old();
+    }
+
+    /// Waits until what was there before answers: where nothing probes it, its workers may come up later.
+    fn await_old(&mut self) {
+        self.await_some("the old app", |host| {
+            (host.served().as_deref() == Some(OLD)).then_some(())
+        });
+    }
+
+    /// Waits until what was there before is told of, healthy, with nothing under way, and answers.
+    pub fn await_adopted(&mut self) -> Value {
+        let status = self.await_status("what was adopted to serve", |status| {
+            status["adopted"] == true
+                && status["health"] == "healthy"
+                && matches!(status["phase"].as_str(), Some("idle" | "waiting"))
+        });
+        assert_eq!(status["serving"], Value::Null, "{status:#}");
+        self.await_old();
+        assert_eq!(self.current(), None, "no release is live");
+        assert_eq!(self.processes("master.js").len(), 1, "one app runs");
+        status
     }
 
     /// Adds to the environment of the agents that are started from now on.
