@@ -59,6 +59,8 @@ pub(super) struct Knowledge {
     failing: BTreeSet<Instance>,
     /// The rollout's clock for deadlines.
     deadline_ms: u64,
+    /// When open permits were given, on that clock.
+    given_ms: BTreeMap<Instance, u64>,
 }
 
 impl Knowledge {
@@ -66,7 +68,11 @@ impl Knowledge {
         let deadline_ms = board.clock(&group(), now).deadline_ms;
         let Some(state) = board.records().group(&group()) else { return Self::default() };
         let attendance = board.attendance(&group());
-        let mut own = Self { deadline_ms, ..Self::default() };
+        let given = |(instance, permit): (&Instance, &Kept<Permit>)| {
+            Some((instance.clone(), permit.value.given_ms?))
+        };
+        let given_ms = state.open.iter().filter_map(given).collect();
+        let mut own = Self { deadline_ms, given_ms, ..Self::default() };
         let target = state.target.as_ref().map(|kept| &kept.value.target);
         // "`--without` takes an instance out until it polls again", also once the rollout has ended.
         let without = state.rollout.as_ref().map(|kept| &kept.value.without);

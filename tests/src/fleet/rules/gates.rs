@@ -66,6 +66,9 @@ impl World {
             }
             let opened_ms = old.batches.get(failed.batch_index as usize);
             let opened_ms = opened_ms.and_then(|batch| batch.opened_ms).unwrap_or_default();
+            // A batch that was refilled counts anew; a permit that was given before that does not.
+            let given_ms = knowledge.given_ms.get(instance).copied().unwrap_or(opened_ms);
+            let opened_ms = opened_ms.min(given_ms);
             let least_s = old.policy.prepare_deadline_s.min(old.policy.healthy_deadline_s);
             if knowledge.deadline_ms < opened_ms + least_s * 1_000 {
                 return Err(format!("{instance} failed before its deadline: {failed:?}"));
