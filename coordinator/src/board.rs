@@ -77,8 +77,7 @@ impl Board {
     /// Replaces all records: what is kept of changes did not reach back far enough.
     pub fn reload(&mut self, records: Records) {
         self.records = records;
-        let groups: Vec<Group> = self.records.groups().map(|state| state.group.clone()).collect();
-        for group in &groups {
+        for group in &self.groups() {
             self.refresh(group);
         }
     }
@@ -105,11 +104,17 @@ impl Board {
     /// all groups.
     pub fn tick(&mut self, now: Moment) -> Vec<Group> {
         self.read_clock(now);
-        let groups: Vec<Group> = self.records.groups().map(|state| state.group.clone()).collect();
+        let groups = self.groups();
         for group in &groups {
             self.refresh(group);
         }
         groups
+    }
+
+    /// Returns all groups.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Group> {
+        self.records.groups().map(|state| state.group.clone()).collect()
     }
 
     fn read_clock(&mut self, now: Moment) {
@@ -158,11 +163,17 @@ impl Board {
         Some(self.uptime.up().saturating_sub(*heard))
     }
 
-    /// Notes a sign of life.
-    pub fn hear(&mut self, group: &Group, instance: &Instance, now: Moment) {
+    /// Notes a sign of life. Returns whether it is one of somebody who was not there: whoever was changes
+    /// nothing by it, and polls are many.
+    pub fn hear(&mut self, group: &Group, instance: &Instance, now: Moment) -> bool {
         self.read_clock(now);
-        let up = self.uptime.up();
-        self.heard.entry(group.clone()).or_default().insert(instance.clone(), up);
+        let (up, lease) = (self.uptime.up(), self.lease);
+        let last = self.heard.entry(group.clone()).or_default().insert(instance.clone(), up);
+        let is_back = last.is_none_or(|last| up.saturating_sub(last) > lease);
+        if is_back {
+            self.refresh(group);
+        }
+        is_back
     }
 
     /// Something of a group changed, or somebody has fallen silent: polls are answered.

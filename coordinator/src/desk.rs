@@ -415,8 +415,9 @@ impl Desk {
     /// Notes a sign of life.
     fn hear(&self, group: &Group, instance: &Instance) {
         let now = self.moment();
-        self.state().board.hear(group, instance, now);
-        self.inner.changed.notify_one();
+        if self.state().board.hear(group, instance, now) {
+            self.inner.changed.notify_one();
+        }
     }
 
     /// Returns a number that changes whenever something of a group does; it ends with the coordinator.

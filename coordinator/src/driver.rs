@@ -34,16 +34,20 @@ pub async fn drive(desk: Desk, stop: CancellationToken) {
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looks = 0u32;
     loop {
-        tokio::select! {
+        let groups = tokio::select! {
             () = stop.cancelled() => return,
-            () = desk.changed() => {}
-            _ = every.tick() => looks = looks.wrapping_add(1),
-        }
+            // Polls were answered when the change was taken up.
+            () = desk.changed() => desk.with_board(|board, _| board.groups()),
+            _ = every.tick() => {
+                looks = looks.wrapping_add(1);
+                desk.with_board(Board::tick)
+            }
+        };
         let is_due = looks >= CLOCK_EVERY;
         if is_due {
             looks = 0;
         }
-        for group in desk.with_board(Board::tick) {
+        for group in groups {
             advance(&desk, &group).await;
             if is_due
                 && let Some(draft) = desk.with_board(|board, now| board.clock_to_store(&group, now))
