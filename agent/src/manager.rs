@@ -41,7 +41,7 @@ mod stop;
 mod turnover;
 
 pub use judge::{Judgement, Pending, Seen, Snapshot, View, Worker, judge};
-pub use prove::{CrashWatch, ProveError, prove};
+pub use prove::{CrashWatch, Proof, ProveError, prove};
 pub use releases::{are_of_one_release, releases_in_use, stray, works_below};
 pub use stop::{StopError, Stopped, stop};
 

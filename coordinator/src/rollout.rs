@@ -121,7 +121,8 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
             let bake_s = gate::bake_time(rollout, index).as_secs();
             let healthy = gate::healthy(&standings);
             let name = next.batches[index].name.clone();
-            next.note(now.at, format!("{name}: {healthy} healthy, bakes for {bake_s} s"));
+            let bakes = if bake_s > 0 { format!(", bakes for {bake_s} s") } else { String::new() };
+            next.note(now.at, format!("{name}: {healthy} healthy{bakes}"));
             next.reason = format!("{name} bakes");
             Decision::Step(Box::new(next))
         }

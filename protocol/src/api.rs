@@ -329,6 +329,9 @@ pub struct MemberView {
     pub note: Option<String>,
     /// Since when it is in this phase.
     pub at: Timestamp,
+    /// When the gate took it for failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_at: Option<Timestamp>,
 }
 
 /// What the gate takes an instance for.
@@ -463,6 +466,9 @@ pub struct InstanceView {
     pub age_s: u64,
     /// For how long it serves this, in this health, in seconds.
     pub since_s: u64,
+    /// Is it well, and only waits for its batch of the rollout that goes on?
+    #[serde(default)]
+    pub awaits_batch: bool,
 }
 
 /// How an instance stands towards its group's target.

@@ -29,6 +29,15 @@ const GONE_MAX: Duration = Duration::from_secs(5);
 /// was forked a moment ago has yet to change its directory, exec, or fork in its turn.
 const STILL: Duration = Duration::from_secs(1);
 
+/// What was shown of new workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    /// How well it is shown that they run the release.
+    pub evidence: Evidence,
+    /// How many the manager had by then; what they have forked in their turn is not counted.
+    pub workers: usize,
+}
+
 /// Why it was not shown that the workers were replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum ProveError {
@@ -141,7 +150,7 @@ pub async fn prove(
     before: &Snapshot,
     release: &Path,
     timeout: Duration,
-) -> Result<Evidence, ProveError> {
+) -> Result<Proof, ProveError> {
     let release = release.canonicalize().unwrap_or_else(|_| release.to_owned());
     let mut watch = Watch::new(timeout);
     let mut pause = PAUSE_MIN;
@@ -162,7 +171,8 @@ pub async fn prove(
                 let judgement = judge(before, &view, &release);
                 trace!(?judgement, "looked at the workers");
                 if let Some(result) = watch.decide(judgement, &view, &release) {
-                    return result;
+                    let workers = view.branches().len();
+                    return result.map(|evidence| Proof { evidence, workers });
                 }
             }
             Err(source) => watch.bear(source)?,

@@ -27,7 +27,7 @@ use crate::error;
 use crate::journal::Release;
 use crate::machine::{How, Outcome};
 use crate::manager::{
-    self, Absence, Context, FindError, Finding, Process, ProveError, SignalError, Snapshot,
+    self, Absence, Context, FindError, Finding, Process, Proof, ProveError, SignalError, Snapshot,
 };
 use crate::process::{self, Job, Launched, Remains};
 use crate::release::Marker;
@@ -178,9 +178,10 @@ pub(super) async fn activate(
         Ok((how, done)) => {
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(revision = %to, manager = done, elapsed_ms, "activated");
-            let by = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+            let done = if how == How::Reload { work.how_to_reload() } else { done.to_owned() };
+            let of = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
             let elapsed_s = started.elapsed().as_secs_f64();
-            tools.saying.note(format!("{done}{by} in {elapsed_s:.1} s"));
+            tools.saying.note(format!("{done}{of} in {elapsed_s:.1} s"));
             Outcome::Activated(how)
         }
         Err(detail) => {
@@ -369,6 +370,14 @@ impl<'a> Work<'a> {
         found.map_err(|error| hinted(&error, error.hint()))
     }
 
+    /// Says how the manager is told to reload, for people.
+    fn how_to_reload(&self) -> String {
+        match &self.recipe.manager.reload {
+            Reload::Signal(signal) => signal.name().to_owned(),
+            Reload::Command(command) => format!("`{command}`"),
+        }
+    }
+
     /// Returns `false` where the manager ended before it could be told.
     async fn reload(&self, process: &Process) -> Result<bool, String> {
         match &self.recipe.manager.reload {
@@ -525,12 +534,17 @@ pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken
             warn!(revision = %to, error = detail, "workers not replaced");
             Outcome::Failed(Cause::Unhealthy, detail.to_owned())
         }
-        Ok(evidence) => {
+        Ok(Proof { evidence, workers }) => {
             tools.is_unsettled.set(false);
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(revision = %to, evidence = evidence.as_str(), elapsed_ms, "workers replaced");
             let (elapsed_s, shown) = (started.elapsed().as_secs_f64(), evidence.as_str());
-            tools.saying.note(format!("all workers new in {elapsed_s:.1} s ({shown})"));
+            let new = match workers {
+                0 => "a new process".to_owned(),
+                1 => "1 new worker".to_owned(),
+                workers => format!("{workers} new workers"),
+            };
+            tools.saying.note(format!("{new} in {elapsed_s:.1} s ({shown})"));
             Outcome::Proved(evidence)
         }
         Err(error) => {

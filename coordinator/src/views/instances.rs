@@ -8,6 +8,7 @@ use towline_protocol::api::{Code, ErrorBody, InstanceView, PAGE_MAX, Page, Permi
 use towline_protocol::fleet::InstanceRecord;
 use towline_protocol::ids::{Group, Instance, Revision};
 use towline_protocol::report::{Failure, Health};
+use towline_protocol::rollout::Batch;
 
 use super::{Look, told};
 use crate::fleet;
@@ -92,7 +93,24 @@ pub fn view(look: &Look<'_>, record: &InstanceRecord) -> InstanceView {
         seen_s: look.seen_s(record),
         age_s: look.ago_s(record.reported),
         since_s: look.ago_s(record.since),
+        awaits_batch: awaits_batch(look, record),
     }
+}
+
+/// Is an instance well, and off target only because its batch was not opened yet?
+fn awaits_batch(look: &Look<'_>, record: &InstanceRecord) -> bool {
+    let (instance, report) = (&record.instance, record.report.as_ref());
+    let is_well = fleet::status(record, look.target(), look.attendance) == Status::Stale
+        && report.is_some_and(|report| report.objection.is_none() && report.failure.is_none());
+    is_well
+        && look.state.going().is_some_and(|rollout| {
+            let is_batched = |batch: &Batch| batch.members.contains(instance);
+            let batch = rollout.batches.iter().find(|batch| is_batched(batch));
+            let is_left_out = rollout.aside.contains(instance)
+                || rollout.without.contains(instance)
+                || rollout.only.as_ref().is_some_and(|only| !only.has(instance));
+            !is_left_out && batch.is_none_or(|batch| batch.opened_ms.is_none())
+        })
 }
 
 fn failure(failure: &Failure) -> Failure {
@@ -173,7 +191,8 @@ pub fn permits(look: &Look<'_>) -> Vec<PermitView> {
 
 #[cfg(test)]
 mod tests {
-    use towline_protocol::report::{Evidence, Phase};
+    use towline_protocol::report::{Evidence, Phase, Report};
+    use towline_protocol::rollout::State;
 
     use super::super::fixture::{Fleet, GOOD, NEW, name, revision};
     use super::*;
@@ -229,6 +248,33 @@ mod tests {
         assert_eq!(view.degraded.as_deref(), Some("a b"));
         assert!(view.objection.unwrap().len() < 1_000);
         assert_eq!((view.phase, view.evidence), (Some(Phase::Probing), Some(Evidence::Started)));
+    }
+
+    #[test]
+    fn who_waits_for_a_batch_is_well_and_in_none_that_is_open() {
+        let fleet = Fleet::of(&["i-1", "i-2", "i-3"]).released(NEW);
+        let fleet = fleet.batch("canary", 0, &["i-1"]).batch("100 %", 4, &["i-2"]);
+        let fleet = fleet.change(|rollout| rollout.batches[1].opened_ms = None);
+        let waits = |fleet: &Fleet| -> Vec<&str> {
+            let all = ["i-1", "i-2", "i-3"].into_iter();
+            all.filter(|at| seen(fleet, at).awaits_batch).collect()
+        };
+        assert_eq!(waits(&fleet), ["i-2", "i-3"], "offered, and in no batch yet");
+        let unwell = |report: &mut Report| report.health = Health::Unhealthy;
+        assert_eq!(waits(&fleet.clone().report("i-2", unwell)), ["i-3"]);
+        let objects = |report: &mut Report| report.objection = Some("not of this branch".into());
+        assert_eq!(waits(&fleet.clone().report("i-3", objects)), ["i-2"]);
+        let aside = fleet.clone().change(|rollout| {
+            rollout.aside.insert(name("i-2"));
+            rollout.without.insert(name("i-3"));
+        });
+        assert_eq!(waits(&aside), [""; 0]);
+        let only = fleet
+            .clone()
+            .change(|rollout| rollout.only = Some("i-2".to_owned().try_into().unwrap()));
+        assert_eq!(waits(&only), ["i-2"]);
+        let ended = fleet.change(|rollout| rollout.state = State::Aborted);
+        assert_eq!(waits(&ended), [""; 0]);
     }
 
     #[test]

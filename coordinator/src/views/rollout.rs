@@ -180,6 +180,7 @@ fn member(look: &Look<'_>, rollout: &Rollout, index: usize, instance: &Instance)
         health: if is_silent { Health::Unknown } else { health },
         note: note.or(record.and_then(|record| record.note.as_deref())).map(told::line),
         at: at.unwrap_or(rollout.began),
+        failed_at: failed.map(|failed| failed.at),
     }
 }
 

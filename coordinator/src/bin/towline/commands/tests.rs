@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::Response;
 use clap::Parser;
 use serde_json::{Value, json};
-use towline_protocol::api::{RolloutView, Standing};
+use towline_protocol::api::{RolloutView, Standing, Status};
 use towline_protocol::rollout::{Decided, Kind, State as Stands};
 
 use super::*;
@@ -271,6 +271,9 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
     let (failed, back) = aborted();
     let path = "GET /v1/groups/web/instances/i-0a17/logs".to_owned();
     script.answers.insert(path, (200, log()));
+    let path = "GET /v1/groups/web/instances/i-0a17".to_owned();
+    let instance = sample::instance_view("i-0a17", Status::Converged);
+    script.answers.insert(path, (200, serde_json::to_value(instance).unwrap()));
     script.rollouts.insert(119, RolloutView { state: Stands::Running, ..back.clone() });
     script.streams = vec![vec![sample::rollout()], vec![], vec![failed, back]].into();
     let outcome = run(script, "release web 4f2c --watch").await;
@@ -284,6 +287,7 @@ async fn a_release_that_fails_is_watched_into_its_rollback() {
         "rollout web, generation 119: rollback to 9b03d7a, 50 instances",
         "rolled back; target 9b03d7a (generation 119); 4f2c91e quarantined",
         "1 of 50 served 4f2c91e",
+        "i-0a17 serves 9b03d7a again, healthy",
         "i-0a17 app:",
         "  TypeError: x",
         "    at lib/price.js:88",

@@ -10,7 +10,7 @@
 //! - Only the coordinator's word ends a watch, apart from Ctrl-C and a coordinator that stays away.
 //! - A rollout that was aborted, halted or replaced never ends in 0.
 
-use towline_protocol::api::{GroupView, LogView, RolloutView};
+use towline_protocol::api::{GroupView, InstanceView, LogView, RolloutView};
 use towline_protocol::ids::Group;
 use towline_protocol::rollout::State;
 
@@ -211,10 +211,12 @@ impl Watch<'_> {
         if context.screen.is_json() {
             return Ok(exit);
         }
-        let mut logs = Vec::new();
+        let (mut logs, mut failed) = (Vec::new(), Vec::new());
         let mut is_quarantined = false;
         if exit == Exit::Stopped {
             for instance in summary::failed(view) {
+                let path = ["groups", self.group.as_str(), "instances", instance.as_str()];
+                failed.extend(context.client.get::<InstanceView>(&path, &[]).await.ok());
                 let path = ["groups", self.group.as_str(), "instances", instance.as_str(), "logs"];
                 // What is only an addition must not hide how it ended.
                 match context.client.get::<LogView>(&path, &[]).await {
@@ -231,7 +233,7 @@ impl Watch<'_> {
                 quarantine.iter().any(|one| view.revision.as_ref() == Some(&one.revision));
         }
         context.screen.end_progress();
-        let ending = Ending { view, back, is_quarantined, logs: &logs };
+        let ending = Ending { view, back, is_quarantined, failed: &failed, logs: &logs };
         context.screen.print(&summary::summary(&ending))?;
         Ok(exit)
     }

@@ -72,29 +72,28 @@ pub(crate) fn standing(group: &Group, counts: &Counts, silent: &[Instance]) -> L
 
 /// Says a plan in one line.
 pub(crate) fn outline(plan: &PlanView) -> Line {
-    let mut parts = Vec::new();
-    if let Some((first, rest)) = plan.batches.split_first() {
-        parts.push(format!("{} {}", line(&first.name, 20), first.size));
-        let shares: Option<Vec<&str>> =
-            rest.iter().map(|batch| batch.name.strip_suffix(" %")).collect();
-        match shares {
-            Some(shares) if !shares.is_empty() => {
-                parts.push(format!(", then {} %", shares.join(" ")));
-            }
-            _ => parts.extend(
-                rest.iter().map(|batch| format!(", {} {}", line(&batch.name, 20), batch.size)),
-            ),
+    let Some((first, rest)) = plan.batches.split_first() else {
+        return Line::plain("plan: no batch yet: nobody would take part");
+    };
+    let mut parts = vec![format!("{} {}", line(&first.name, 20), first.size)];
+    let shares: Option<Vec<&str>> =
+        rest.iter().map(|batch| batch.name.strip_suffix(" %")).collect();
+    match shares {
+        Some(shares) if !shares.is_empty() => {
+            parts.push(format!(", then {} %", shares.join(" ")));
         }
-    } else {
-        parts.push("no batch: nobody would take part".to_owned());
+        _ => parts
+            .extend(rest.iter().map(|batch| format!(", {} {}", line(&batch.name, 20), batch.size))),
     }
-    let text = format!(
-        "plan: {}; {} stay healthy; at least {}",
-        parts.concat(),
-        plan.healthy_min,
-        span(plan.bake_s)
-    );
-    Line::plain(text)
+    let budget = &plan.budget;
+    // Bake times say nothing of how long it takes where it stands still first.
+    let time = if budget.used < budget.max {
+        format!("at least {}", span(plan.bake_s))
+    } else {
+        "stands still while the budget is used up".to_owned()
+    };
+    let (batches, healthy) = (parts.concat(), plan.healthy_min);
+    Line::plain(format!("plan: {batches}; {healthy} stay healthy; {time}"))
 }
 
 /// Shows a plan batch by batch.
@@ -196,6 +195,10 @@ mod tests {
                 "  i-5 and 69 more",
             ]
         );
+        view.budget.used = 1;
+        let end = "9 stay healthy; stands still while the budget is used up";
+        assert!(outline(&view).text.ends_with(end), "{}", outline(&view).text);
+        view.budget.used = 0;
         view.batches.truncate(1);
         "rollback".clone_into(&mut view.batches[0].name);
         assert_eq!(outline(&view).text, "plan: rollback 1; 9 stay healthy; at least 9 min");

@@ -81,6 +81,7 @@ pub(crate) fn member(name: &str, batch_index: u32) -> MemberView {
         health: Health::Healthy,
         note: None,
         at: at(0),
+        failed_at: None,
     }
 }
 
@@ -156,5 +157,6 @@ pub(crate) fn instance_view(name: &str, status: Status) -> InstanceView {
         seen_s: 3,
         age_s: 2_520,
         since_s: 2_520,
+        awaits_batch: false,
     }
 }

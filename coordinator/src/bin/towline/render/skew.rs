@@ -1,12 +1,12 @@
 //! Which revisions a group runs, and who is off target.
 
-use towline_protocol::api::{SkewRow, SkewView, TargetView};
+use towline_protocol::api::{InstanceView, SkewRow, SkewView, TargetView};
 use towline_protocol::fleet::Quarantined;
 use towline_protocol::ids::Revision;
 use towline_protocol::time::Timestamp;
 
 use crate::render::table::{Column, Table};
-use crate::render::text::line;
+use crate::render::text::{few, line};
 use crate::render::time::{ago, when};
 use crate::render::{Line, Tone, instances, rollout};
 
@@ -16,9 +16,12 @@ pub(crate) fn skew(view: &SkewView, now: Timestamp) -> Vec<Line> {
     if !view.revisions.is_empty() {
         lines.extend(revisions(view, now));
     }
+    let (waiting, off): (Vec<&InstanceView>, Vec<&InstanceView>) =
+        view.off_target.iter().partition(|instance| instance.awaits_batch);
     if !view.off_target.is_empty() {
         lines.push(Line::new(Tone::Faint, "OFF TARGET"));
-        lines.extend(view.off_target.iter().flat_map(instances::off_target));
+        lines.extend(off.into_iter().flat_map(instances::off_target));
+        lines.extend(waits(view, &waiting));
     }
     if view.left_out > 0 {
         lines.push(Line::new(Tone::Faint, format!("and {} more", view.left_out)));
@@ -26,6 +29,19 @@ pub(crate) fn skew(view: &SkewView, now: Timestamp) -> Vec<Line> {
     let quarantined = view.quarantine.iter();
     lines.extend(quarantined.map(|quarantined| quarantine(view, quarantined, now)));
     lines
+}
+
+/// Who only waits for its batch is as it should be, and one of many: a line tells of all of them.
+fn waits(view: &SkewView, waiting: &[&InstanceView]) -> Vec<Line> {
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let names = few(waiting.iter().map(|instance| instance.instance.as_str()), 6, " ");
+    let verb = if waiting.len() == 1 { "waits for its batch" } else { "wait for their batches" };
+    vec![
+        Line::plain(format!("{} {verb}: {names}", waiting.len())),
+        Line::new(Tone::Faint, format!("       next: towline rollout show {}", view.group)),
+    ]
 }
 
 fn head(view: &SkewView) -> Line {
@@ -173,6 +189,26 @@ mod tests {
                 "4f2c91e: live nowhere, quarantined 14:15:45Z: canary 1 failed",
             ]
         );
+    }
+
+    #[test]
+    fn who_waits_for_its_batch_is_one_of_many() {
+        let mut view = view();
+        view.off_target[0].awaits_batch = true;
+        let texts = sample::texts(&skew(&view, sample::at(600)));
+        assert_eq!(
+            texts[7..12],
+            [
+                "i-0c4e silent 14 min: last served 9b03d7a",
+                "       next: towline why i-0c4e",
+                "1 waits for its batch: i-0f92",
+                "       next: towline rollout show web",
+                "4f2c91e: live nowhere, quarantined 14:15:45Z: canary 1 failed",
+            ]
+        );
+        view.off_target[1].awaits_batch = true;
+        let texts = sample::texts(&skew(&view, sample::at(600)));
+        assert_eq!(texts[7], "2 wait for their batches: i-0f92 i-0c4e");
     }
 
     #[test]

@@ -185,7 +185,9 @@ fn ending(view: &RolloutView, before: Option<&MemberView>, member: &MemberView) 
         Standing::Gone => (Tone::Doubtful, "gone", "has left".to_owned()),
     };
     let text = format!("{} {text}", member.instance);
-    Some(Told { at: member.at, tone, word: word.to_owned(), text })
+    // By now it may have been restored, and have told of that.
+    let at = member.failed_at.filter(|_| member.standing == Standing::Failed).unwrap_or(member.at);
+    Some(Told { at, tone, word: word.to_owned(), text })
 }
 
 /// One that failed serves something healthy again.

@@ -1,7 +1,8 @@
 //! How a rollout that was watched has ended, and what comes next.
 
-use towline_protocol::api::{LogView, RolloutView, Standing};
+use towline_protocol::api::{InstanceView, LogView, RolloutView, Standing};
 use towline_protocol::ids::{Instance, Revision};
+use towline_protocol::report::Health;
 use towline_protocol::rollout::{Kind, State};
 
 use crate::render::rollout::next;
@@ -21,6 +22,8 @@ pub(crate) struct Ending<'a> {
     pub(crate) back: Option<&'a RolloutView>,
     /// Is the revision in quarantine now?
     pub(crate) is_quarantined: bool,
+    /// Who failed, as it is now.
+    pub(crate) failed: &'a [InstanceView],
     /// What was said where it failed.
     pub(crate) logs: &'a [LogView],
 }
@@ -34,6 +37,7 @@ pub(crate) fn summary(ending: &Ending<'_>) -> Vec<Line> {
         return lines;
     }
     lines.extend(reached(view));
+    lines.extend(ending.failed.iter().map(|instance| since(view, instance)));
     for log in ending.logs {
         lines.extend(excerpt(log));
     }
@@ -106,6 +110,18 @@ fn reached(view: &RolloutView) -> Option<Line> {
     let revision = view.revision.as_ref()?;
     let (all, short) = (view.counts.instances, revision.short());
     Some(Line::plain(format!("{reached} of {all} served {short}")))
+}
+
+/// Says what has become of an instance that failed: the first thing that whoever is on call asks.
+fn since(view: &RolloutView, instance: &InstanceView) -> Line {
+    let (name, health) = (&instance.instance, instance.health.as_str());
+    let Some(serving) = &instance.serving else {
+        return Line::new(Tone::Bad, format!("{name} serves nothing of Towline's, {health}"));
+    };
+    let is_back = instance.health == Health::Healthy && view.revision.as_ref() != Some(serving);
+    let again = if is_back { " again" } else { "" };
+    let tone = if is_back { Tone::Plain } else { Tone::Bad };
+    Line::new(tone, format!("{name} serves {}{again}, {health}", serving.short()))
 }
 
 /// Says who is not on the target although the rollout has ended well.
@@ -199,7 +215,7 @@ pub(crate) fn way_back(view: &RolloutView) -> Line {
 
 #[cfg(test)]
 mod tests {
-    use towline_protocol::api::Counts;
+    use towline_protocol::api::{Counts, Status};
     use towline_protocol::poll::{FailureLog, LogPart};
 
     use super::*;
@@ -226,7 +242,11 @@ mod tests {
 
     fn told(view: &RolloutView, back: Option<&RolloutView>, logs: &[LogView]) -> Vec<String> {
         let is_quarantined = view.state == State::Aborted;
-        sample::texts(&summary(&Ending { view, back, is_quarantined, logs }))
+        let failed: Vec<InstanceView> = logs
+            .iter()
+            .map(|log| sample::instance_view(log.instance.as_str(), Status::Converged))
+            .collect();
+        sample::texts(&summary(&Ending { view, back, is_quarantined, failed: &failed, logs }))
     }
 
     fn aborted() -> (RolloutView, RolloutView) {
@@ -251,6 +271,7 @@ mod tests {
             [
                 "rolled back; target 9b03d7a (generation 119); 4f2c91e quarantined",
                 "1 of 50 served 4f2c91e",
+                "i-0a17 serves 9b03d7a again, healthy",
                 "i-0a17 app:",
                 "  TypeError: Cannot read 'currency'",
                 "    at lib/price.js:88",
@@ -265,6 +286,19 @@ mod tests {
         (back.revision, back.not) = (None, view.revision.clone());
         back.state = State::Converged;
         assert!(told(&view, Some(&back), &[])[0].contains("target anything but 4f2c91e"));
+    }
+
+    #[test]
+    fn whoever_failed_is_told_of_as_it_is_now() {
+        let (view, _) = aborted();
+        let mut instance = sample::instance_view("i-1", Status::Unhealthy);
+        instance.health = Health::Unhealthy;
+        assert_eq!(since(&view, &instance).text, "i-1 serves 9b03d7a, unhealthy");
+        (instance.serving, instance.health) = (view.revision.clone(), Health::Healthy);
+        assert_eq!(since(&view, &instance).text, "i-1 serves 4f2c91e, healthy");
+        assert_eq!(since(&view, &instance).tone, Tone::Bad, "it should not");
+        (instance.serving, instance.health) = (None, Health::Unknown);
+        assert_eq!(since(&view, &instance).text, "i-1 serves nothing of Towline's, unknown");
     }
 
     #[test]
