@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use towline_tests::cluster::{Cluster, Coordinator, QUICK, Said, await_some};
@@ -317,6 +317,35 @@ fn nobody_trusts_another_certificate_and_a_new_one_is_shown_without_a_restart() 
         "and the old one is not"
     );
     assert_eq!(coordinator.terminate(), 0);
+}
+
+#[test]
+fn it_takes_all_open_files_that_it_may_have_and_says_where_they_are_too_few() {
+    let coordinator = Coordinator::new("");
+    let plain = coordinator.command();
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=256:1024").arg(plain.get_program()).args(plain.get_args());
+    limited.stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = limited.spawn().expect("util-linux is installed");
+    let log = BufReader::new(child.stderr.take().expect("it is piped"));
+    let said: Vec<String> = log
+        .lines()
+        .map_while(Result::ok)
+        .scan(false, |is_ready, line| {
+            let was_ready = std::mem::replace(is_ready, line.contains("\"ready\""));
+            (!was_ready).then_some(line)
+        })
+        .collect();
+    let limits =
+        std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap_or_default();
+    child.kill().expect("it is ours");
+    child.wait().expect("it is ours");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
+    let numbers: Vec<&str> =
+        line.split_whitespace().filter(|it| it.parse::<u64>().is_ok()).collect();
+    assert_eq!(numbers, ["1024", "1024"], "{limits}");
+    let said = said.join("\n");
+    assert!(said.contains("LimitNOFILE") && said.contains("1024"), "{said}");
 }
 
 #[test]

@@ -319,3 +319,28 @@ async fn a_body_that_never_ends_is_waited_for_so_long() {
     let refused = limits::read(body, 10, Duration::from_secs(10)).await.unwrap_err();
     assert_eq!(refused.0.code, Code::Invalid);
 }
+
+#[tokio::test]
+async fn so_many_requests_are_worked_on_at_a_time_and_no_more() {
+    let here = Here::with_web().await;
+    // Each holds its place for as long as its body does not end.
+    let slow = |number: usize| {
+        let never = stream::pending::<Result<Frame<Bytes>, std::io::Error>>();
+        let request = Request::post("/v1/groups/web/release")
+            .header(CONTENT_TYPE, "application/json")
+            .header(IDEMPOTENCY_HEADER, format!("slow-{number}"));
+        Box::pin(here.raw(request.body(Body::new(StreamBody::new(never))).unwrap()))
+    };
+    let mut held = Vec::new();
+    for number in 0..super::super::OPERATORS_MAX {
+        let mut one = slow(number);
+        assert!(futures_util::poll!(&mut one).is_pending(), "{number}");
+        held.push(one);
+    }
+    let said = here.get("/v1/groups").await;
+    assert_eq!((said.status.as_u16(), said.code()), (503, "unavailable"), "{said:?}");
+    let said = here.tells("i-1", &revision('a'), 1).await;
+    assert_eq!(said.status, StatusCode::NO_CONTENT, "agents are not kept out by operators");
+    held.pop();
+    assert_eq!(here.get("/v1/groups").await.status, StatusCode::OK, "one has gone");
+}
