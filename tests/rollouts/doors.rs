@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use towline_tests::cluster::{Cluster, Coordinator, QUICK, Said, await_some};
@@ -319,6 +319,20 @@ fn nobody_trusts_another_certificate_and_a_new_one_is_shown_without_a_restart() 
     assert_eq!(coordinator.terminate(), 0);
 }
 
+/// What one says until it is ready, or has ended.
+fn until_ready(child: &mut Child) -> String {
+    let log = BufReader::new(child.stderr.take().expect("it is piped"));
+    let mut said = String::new();
+    for line in log.lines().map_while(Result::ok) {
+        said.push_str(&line);
+        said.push('\n');
+        if line.contains("\"ready\"") {
+            break;
+        }
+    }
+    said
+}
+
 #[test]
 fn it_takes_all_open_files_that_it_may_have_and_says_where_they_are_too_few() {
     let coordinator = Coordinator::new("");
@@ -327,15 +341,7 @@ fn it_takes_all_open_files_that_it_may_have_and_says_where_they_are_too_few() {
     limited.arg("--nofile=256:1024").arg(plain.get_program()).args(plain.get_args());
     limited.stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = limited.spawn().expect("util-linux is installed");
-    let log = BufReader::new(child.stderr.take().expect("it is piped"));
-    let said: Vec<String> = log
-        .lines()
-        .map_while(Result::ok)
-        .scan(false, |is_ready, line| {
-            let was_ready = std::mem::replace(is_ready, line.contains("\"ready\""));
-            (!was_ready).then_some(line)
-        })
-        .collect();
+    let said = until_ready(&mut child);
     let limits =
         std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap_or_default();
     child.kill().expect("it is ours");
@@ -344,7 +350,6 @@ fn it_takes_all_open_files_that_it_may_have_and_says_where_they_are_too_few() {
     let numbers: Vec<&str> =
         line.split_whitespace().filter(|it| it.parse::<u64>().is_ok()).collect();
     assert_eq!(numbers, ["1024", "1024"], "{limits}");
-    let said = said.join("\n");
     assert!(said.contains("LimitNOFILE") && said.contains("1024"), "{said}");
 }
 
@@ -363,17 +368,9 @@ fn another_address_needs_tls_or_an_explicit_word() {
     assert!(!coordinator.data().join("coordinator.db").exists(), "nothing was begun");
 
     let mut child = start(&["--insecure"]).stderr(Stdio::piped()).spawn().expect("it was built");
-    let log = BufReader::new(child.stderr.take().expect("it is piped"));
-    let mut said = Vec::new();
-    for line in log.lines().map_while(Result::ok) {
-        said.push(line);
-        if said.last().is_some_and(|line| line.contains("\"ready\"")) {
-            break;
-        }
-    }
+    let said = until_ready(&mut child);
     child.kill().expect("it is ours");
     child.wait().expect("it is ours");
-    let said = said.join("\n");
     assert!(said.contains("everybody who can reach it may do everything"), "{said}");
     assert!(said.contains(&Ipv4Addr::UNSPECIFIED.to_string()), "{said}");
 }
