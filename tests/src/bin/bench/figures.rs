@@ -9,7 +9,7 @@ use towline_tests::mount::Mount;
 use towline_tests::script::Server;
 use towline_tests::stage::{Stage, Stopwatch};
 
-use crate::agent::Observed;
+use crate::observed::Observed;
 use crate::table::{Samples, head, load_average, note, ratio, row};
 
 /// Files of source code besides the app's own: a service of some size.

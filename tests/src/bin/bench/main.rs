@@ -9,10 +9,14 @@ use std::process::ExitCode;
 
 use towline_tests::contained;
 
-mod agent;
 mod figures;
+mod observed;
+mod parked;
 mod table;
 
 fn main() -> ExitCode {
-    contained::run("towline-bench-", figures::measure)
+    contained::run("towline-bench-", || {
+        figures::measure();
+        parked::measure();
+    })
 }

@@ -1,4 +1,4 @@
-//! What the running agent costs, as the kernel counts it.
+//! What a running program costs, as the kernel counts it.
 
 use std::fs;
 
