@@ -42,13 +42,33 @@ pub struct Moment {
     pub at: Timestamp,
 }
 
+/// How an instance was last heard of; all times are on the uptime's clock.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Duration,
+    /// When its lease is over.
+    until: Duration,
+    /// Has it still to tell how it is now? Nothing is concluded from what it told before.
+    unsaid: bool,
+}
+
+/// What a change of the records has touched, as far as words go.
+#[derive(Debug, Default)]
+struct Touched {
+    /// Something that all of a group's words are made of.
+    all: bool,
+    /// Did it have one member at most?
+    was_alone: bool,
+    instances: Vec<Instance>,
+}
+
 /// Everything that a coordinator has in its head.
 #[derive(Debug)]
 pub struct Board {
     records: Records,
     uptime: Uptime,
-    /// When each instance was last heard of, on the uptime's clock.
-    heard: BTreeMap<Group, BTreeMap<Instance, Duration>>,
+    /// How each instance was last heard of.
+    heard: BTreeMap<Group, BTreeMap<Instance, Heard>>,
     lease: Duration,
     hub: Hub,
 }
@@ -86,18 +106,62 @@ impl Board {
     /// records could not be read: those stay as they were, so that whoever decides on them loses every
     /// race and says so.
     pub fn apply(&mut self, changes: &[Change]) -> (Vec<Group>, Vec<RecordError>) {
-        let (mut touched, mut lost) = (Vec::new(), Vec::new());
+        let mut touched: BTreeMap<Group, Touched> = BTreeMap::new();
+        let mut lost = Vec::new();
         for change in changes {
+            let Some((kind, group, instance)) = key::place(&change.key) else {
+                lost.extend(self.records.apply(change).err());
+                continue;
+            };
+            let told = instance.as_ref().and_then(|instance| self.told_at(&group, instance));
+            let was_alone = self.is_alone(&group);
             match self.records.apply(change) {
-                Ok(Some(group)) if !touched.contains(&group) => touched.push(group),
-                Ok(_) => {}
-                Err(error) => lost.push(error),
+                Ok(Some(_)) => {}
+                Ok(None) => continue,
+                Err(error) => {
+                    lost.push(error);
+                    continue;
+                }
+            }
+            let touched = touched
+                .entry(group.clone())
+                .or_insert_with(|| Touched { was_alone, ..Touched::default() });
+            match (kind, instance) {
+                ("instance", Some(instance)) => {
+                    if told != self.told_at(&group, &instance) {
+                        self.note_said(&group, &instance, false);
+                    }
+                    touched.instances.push(instance);
+                }
+                // They make room, or take it: whoever was told no is looked at for that.
+                ("permit" | "permits" | "clock" | "floor", _) => {}
+                _ => touched.all = true,
             }
         }
-        for group in &touched {
-            self.refresh(group);
+        for (group, touched) in &touched {
+            // Whether it is alone is a thing that its words go by.
+            if touched.all
+                || touched.was_alone != self.is_alone(group)
+                || self.hub.has_refused(group)
+            {
+                self.refresh(group);
+            } else if let Some(state) = self.records.group(group) {
+                for instance in &touched.instances {
+                    self.hub.look_at(state, instance);
+                }
+            }
         }
-        (touched, lost)
+        (touched.into_keys().collect(), lost)
+    }
+
+    /// Returns the number and the time of what an instance told last.
+    fn told_at(&self, group: &Group, instance: &Instance) -> Option<(u64, Timestamp)> {
+        let record = self.records.group(group)?.member(instance)?;
+        record.report.as_ref().map(|_| (record.seq, record.reported))
+    }
+
+    fn is_alone(&self, group: &Group) -> bool {
+        self.records.group(group).is_none_or(|state| state.members().nth(1).is_none())
     }
 
     /// Lets the clocks of all rollouts run on to this moment, and looks at who has fallen silent. Returns
@@ -106,7 +170,12 @@ impl Board {
         self.read_clock(now);
         let groups = self.groups();
         for group in &groups {
-            self.refresh(group);
+            // Who is there counts for the budget alone: for the words of those who were told no.
+            if self.hub.has_refused(group) {
+                self.refresh(group);
+            }
+            self.hub.sweep(group);
+            self.forget(group);
         }
         groups
     }
@@ -118,7 +187,11 @@ impl Board {
     }
 
     fn read_clock(&mut self, now: Moment) {
+        let is_gap = self.uptime.is_gap(now.read);
         let counted = self.uptime.read(now.read);
+        if is_gap {
+            self.doubt_all();
+        }
         for state in self.records.groups() {
             if let Some(rollout) = state.going() {
                 self.uptime.tick(&state.group, rollout, counted);
@@ -146,7 +219,8 @@ impl Board {
         let heard = self.heard.get(group);
         for record in state.members() {
             let presence = match heard.and_then(|heard| heard.get(&record.instance)) {
-                Some(heard) if up.saturating_sub(*heard) <= self.lease => Presence::Here,
+                Some(heard) if up <= heard.until && heard.unsaid => Presence::Unheard,
+                Some(heard) if up <= heard.until => Presence::Here,
                 // Whoever joined before this coordinator started has a lease from its start.
                 None if up <= self.lease => Presence::Unheard,
                 _ => Presence::Silent,
@@ -160,39 +234,70 @@ impl Board {
     #[must_use]
     pub fn unheard_for(&self, group: &Group, instance: &Instance) -> Option<Duration> {
         let heard = self.heard.get(group)?.get(instance)?;
-        Some(self.uptime.up().saturating_sub(*heard))
+        Some(self.uptime.up().saturating_sub(heard.at))
     }
 
     /// Notes a sign of life. Returns whether it is one of somebody who was not there: whoever was changes
     /// nothing by it, and polls are many.
     pub fn hear(&mut self, group: &Group, instance: &Instance, now: Moment) -> bool {
         self.read_clock(now);
-        let (up, lease) = (self.uptime.up(), self.lease);
-        let last = self.heard.entry(group.clone()).or_default().insert(instance.clone(), up);
-        let is_back = last.is_none_or(|last| up.saturating_sub(last) > lease);
-        if is_back {
+        let (up, until) = (self.uptime.up(), self.uptime.up() + self.lease);
+        let heard = self.heard.entry(group.clone()).or_default();
+        let last = heard.get(instance).copied();
+        // Of whom nothing is known yet, it is not known either whether there is something to tell.
+        let unsaid = last.is_none_or(|last| last.unsaid);
+        heard.insert(instance.clone(), Heard { at: up, until, unsaid });
+        let is_back = last.is_none_or(|last| up > last.until);
+        if is_back && self.hub.has_refused(group) {
             self.refresh(group);
         }
         is_back
     }
 
+    /// Notes whether an instance has still to tell how it is. Returns whether that is news.
+    fn note_said(&mut self, group: &Group, instance: &Instance, unsaid: bool) -> bool {
+        let heard = self.heard.get_mut(group).and_then(|heard| heard.get_mut(instance));
+        heard.is_some_and(|heard| std::mem::replace(&mut heard.unsaid, unsaid) != unsaid)
+    }
+
+    /// The store took nothing: what instances have to tell is kept by them, and told once it does again.
+    /// Until then no deadline passes, and nothing is concluded from what they told before.
+    pub fn be_deaf(&mut self, now: Moment) {
+        self.read_clock(now);
+        self.uptime.be_deaf();
+        self.doubt_all();
+    }
+
+    /// Everybody may have changed, and gets a lease to say so.
+    fn doubt_all(&mut self) {
+        let (up, until) = (self.uptime.up(), self.uptime.up() + self.lease);
+        let there = self.heard.values_mut().flat_map(BTreeMap::values_mut);
+        for heard in there.filter(|heard| up <= heard.until) {
+            *heard = Heard { until, unsaid: true, ..*heard };
+        }
+    }
+
     /// Something of a group changed, or somebody has fallen silent: polls are answered.
     pub fn refresh(&mut self, group: &Group) {
         let attendance = self.attendance(group);
-        let (up, lease) = (self.uptime.up(), self.lease);
-        match self.records.group(group) {
-            Some(state) => {
-                self.hub.refresh(state, &attendance);
-                if let Some(heard) = self.heard.get_mut(group) {
-                    // Whoever has just polled for the first time is not in the records yet.
-                    heard.retain(|instance, heard| {
-                        state.instances.contains_key(instance) || up.saturating_sub(*heard) <= lease
-                    });
-                }
-            }
-            None => {
-                self.heard.remove(group);
-            }
+        if let Some(state) = self.records.group(group) {
+            self.hub.refresh(state, &attendance);
+        }
+        self.forget(group);
+    }
+
+    /// Forgets when those were heard of who are not in the records any more.
+    fn forget(&mut self, group: &Group) {
+        let up = self.uptime.up();
+        let Some(state) = self.records.group(group) else {
+            self.heard.remove(group);
+            return;
+        };
+        if let Some(heard) = self.heard.get_mut(group) {
+            // Whoever has just polled for the first time is not in the records yet.
+            heard.retain(|instance, heard| {
+                state.instances.contains_key(instance) || up <= heard.until
+            });
         }
     }
 
@@ -216,6 +321,7 @@ impl Board {
     ///
     /// A group that does not exist.
     pub fn poll(&mut self, poll: &Poll) -> Result<Polled, ErrorBody> {
+        self.note_said(&poll.group, &poll.instance, poll.unsaid);
         let known = self.records.group(&poll.group).ok_or_else(|| unknown_group(&poll.group))?;
         Ok(self.hub.poll(known, &poll.instance, poll.seen.clone()))
     }
@@ -244,9 +350,8 @@ impl Board {
         let clock = self.clock(group, now);
         let attendance = self.attendance(group);
         let leave = permits::decide(self.known(group)?, &attendance, question, clock);
-        if leave.permit.is_none() {
+        if leave.is_full {
             self.hub.refused(group);
-            self.refresh(group);
         }
         Ok(leave)
     }
@@ -308,3 +413,6 @@ impl Board {
         self.hub.parked()
     }
 }
+
+#[cfg(test)]
+mod tests;

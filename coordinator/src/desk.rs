@@ -295,7 +295,14 @@ impl Desk {
             return Ok(true);
         }
         failpoint::reach("before-commit");
-        let outcome = self.inner.store.commit(draft.into_commit()).await.map_err(refusal)?;
+        let outcome = match self.inner.store.commit(draft.into_commit()).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let now = self.moment();
+                self.state().board.be_deaf(now);
+                return Err(refusal(error));
+            }
+        };
         failpoint::reach("after-commit");
         match outcome {
             Outcome::Done(version) => {
@@ -520,7 +527,14 @@ mod tests {
 
     fn poll(seen: Option<&str>) -> Poll {
         let instance = "i-1".parse().unwrap();
-        Poll { version: 1, group: web(), instance, seq: 1, seen: seen.map(str::to_owned) }
+        Poll {
+            version: 1,
+            group: web(),
+            instance,
+            seq: 1,
+            seen: seen.map(str::to_owned),
+            unsaid: false,
+        }
     }
 
     fn read(bytes: Option<Bytes>) -> Answer {

@@ -30,7 +30,8 @@ use crate::records::GroupState;
 pub enum Presence {
     /// It was heard of within its lease.
     Here,
-    /// Not yet since this coordinator started, and its lease is not over.
+    /// Not yet since this coordinator started, or was deaf; or it polls, and has still to tell what has
+    /// changed. Nothing is known of how it is now, and its lease is not over.
     Unheard,
     /// Its lease is over.
     Silent,

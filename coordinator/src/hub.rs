@@ -107,6 +107,37 @@ impl Hub {
         self.parking(group).has_refused = true;
     }
 
+    /// Was somebody told no, and not yet to ask again?
+    #[must_use]
+    pub fn has_refused(&self, group: &Group) -> bool {
+        self.groups.get(group).is_some_and(|parking| parking.has_refused)
+    }
+
+    /// Something of one instance alone has changed: answers its poll, where its answer has.
+    pub fn look_at(&mut self, state: &GroupState, instance: &Instance) {
+        let wait_s = self.wait_s;
+        let parking = self.parking(&state.group);
+        if !parking.polls.contains_key(instance) {
+            return;
+        }
+        let answer = parking.answer(state, instance, wait_s);
+        if let Some(parked) = parking.polls.remove(instance) {
+            if parked.seen.as_ref() == Some(&answer.id) {
+                parking.polls.insert(instance.clone(), parked);
+            } else {
+                // Whoever has hung up asks again.
+                parked.wake.send(answer.bytes).ok();
+            }
+        }
+    }
+
+    /// Forgets those who have hung up.
+    pub fn sweep(&mut self, group: &Group) {
+        if let Some(parking) = self.groups.get_mut(group) {
+            parking.polls.retain(|_, parked| !parked.wake.is_closed());
+        }
+    }
+
     /// Answers those of a group's polls whose answer has changed. Returns how many.
     pub fn refresh(&mut self, state: &GroupState, attendance: &Attendance) -> usize {
         let wait_s = self.wait_s;

@@ -72,6 +72,15 @@ pub mod key {
         format!("instance/{group}/{instance}")
     }
 
+    /// Returns the group that a key belongs to, and what kind of record it names: `group`, `instance` and
+    /// so on; of an instance's record, whose it is.
+    #[must_use]
+    pub fn place(key: &str) -> Option<(&str, Group, Option<Instance>)> {
+        let mut parts = key.splitn(3, '/');
+        let (kind, group) = (parts.next()?, parts.next()?.parse().ok()?);
+        Some((kind, group, parts.next().and_then(|name| name.parse().ok())))
+    }
+
     /// What was said when an instance's last deploy failed.
     #[must_use]
     pub fn log(group: &Group, instance: &Instance) -> String {
@@ -238,10 +247,7 @@ impl Records {
             self.epoch = epoch.transpose()?.map_or(0, |epoch| epoch.epoch);
             return Ok(None);
         }
-        let mut parts = change.key.splitn(3, '/');
-        let (kind, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let Ok(group) = group.parse::<Group>() else { return Ok(None) };
-        let instance = parts.next().and_then(|name| name.parse::<Instance>().ok());
+        let Some((kind, group, instance)) = key::place(&change.key) else { return Ok(None) };
         let state =
             self.groups.entry(group.clone()).or_insert_with(|| GroupState::new(group.clone()));
         let is_known = match (kind, instance) {

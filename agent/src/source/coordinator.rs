@@ -134,7 +134,7 @@ impl Coordinator {
         let (sender, said) = watch::channel(None);
         let outbox = Arc::new(Outbox::default());
         let mut tasks = JoinSet::new();
-        tasks.spawn(Poller::new(Arc::clone(&link), sender).run());
+        tasks.spawn(Poller::new(Arc::clone(&link), Arc::clone(&outbox), sender).run());
         tasks.spawn(tell::run(Arc::clone(&link), Arc::clone(&outbox)));
         Ok(Self { link, said, outbox, tasks })
     }

@@ -2,7 +2,8 @@
 //!
 //! It stands still while the process does not run, whether it was killed or only stopped for a while, so
 //! that nobody's lease ends and no deadline passes in a time in which nobody could be heard. After
-//! such a gap, and after a start, there is a grace of one lease in which deadlines stand still.
+//! such a gap, after a start, and after a time in which nothing could be stored, there is a grace of one
+//! lease in which deadlines stand still.
 //!
 //! PURE.
 
@@ -39,13 +40,25 @@ impl Uptime {
         self.up
     }
 
+    /// Has more time passed since the last reading than one that runs lets pass?
+    #[must_use]
+    pub fn is_gap(&self, read: Duration) -> bool {
+        read.saturating_sub(self.read) > STEP_MAX
+    }
+
+    /// Nobody can be heard out now: deadlines stand still for a lease from here.
+    pub fn be_deaf(&mut self) {
+        self.grace_until = self.up + self.lease;
+    }
+
     /// Returns how much time counts, of what has passed since the last reading: for bake times, and for
     /// deadlines.
     pub fn read(&mut self, read: Duration) -> (Duration, Duration) {
+        let is_gap = self.is_gap(read);
         let passed = read.saturating_sub(self.read);
         self.read = self.read.max(read);
         let counted = passed.min(STEP_MAX);
-        if passed > STEP_MAX {
+        if is_gap {
             // Nobody could be heard for a while: everyone gets a lease to come back.
             self.grace_until = self.up + counted + self.lease;
         }

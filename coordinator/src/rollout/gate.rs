@@ -453,7 +453,7 @@ pub(super) fn last_failure(rollout: &Rollout) -> Option<String> {
 fn awaited(name: &str, standings: &[Standing], healthy: u32) -> String {
     let words = standings.iter().filter_map(|standing| match standing {
         Standing::Pending(instance, phase) => Some(format!("{instance} {phase}")),
-        Standing::Unheard(instance) => Some(format!("{instance} has not polled yet")),
+        Standing::Unheard(instance) => Some(format!("{instance} has still to tell how it is")),
         Standing::Silent(instance) => Some(format!("{instance} is silent")),
         _ => None,
     });

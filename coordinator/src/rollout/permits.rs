@@ -36,6 +36,9 @@ pub struct Leave {
     pub reason: Option<String>,
     /// What to store first.
     pub draft: Draft,
+    /// Is nothing in the way but that as many are unavailable as may be? Then it is to ask again once there
+    /// is room; all other reasons end with the word that it is told.
+    pub is_full: bool,
 }
 
 /// Answers a question for leave to swap.
@@ -67,7 +70,7 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     let costs = health != Some(Health::Unhealthy);
     if stored.is_none() && costs && budget.used >= budget.max {
         let reason = format!("{} of {} that may be unavailable are", budget.used, budget.max);
-        return refuse(Draft::new(), reason);
+        return Leave { is_full: true, ..refuse(Draft::new(), reason) };
     }
     let mut draft = Draft::new();
     draft.on(key::target(&state.group), state.target.as_ref());
@@ -100,11 +103,11 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         given_ms,
     };
     draft.put(at, &permit);
-    Leave { permit: Some(id), reason: None, draft }
+    Leave { permit: Some(id), reason: None, draft, is_full: false }
 }
 
 fn refuse(draft: Draft, reason: impl Into<String>) -> Leave {
-    Leave { permit: None, reason: Some(reason.into()), draft }
+    Leave { permit: None, reason: Some(reason.into()), draft, is_full: false }
 }
 
 /// Has the instance told since that it does not wait for the answer any more?
@@ -135,7 +138,7 @@ fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
 }
 
 /// Was it ordered to restart, and has not told yet that it did?
-fn is_ordered(state: &GroupState, instance: &Instance) -> bool {
+pub(super) fn is_ordered(state: &GroupState, instance: &Instance) -> bool {
     state.member(instance).is_some_and(|record| {
         let done = record.report.as_ref().map_or(0, |report| report.orders.restart);
         record.orders.restart > done

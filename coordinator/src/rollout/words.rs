@@ -18,6 +18,7 @@ use towline_protocol::ids::{Instance, Revision};
 use towline_protocol::poll::{Duty, PROBE_EVERY_BAKING_S, PROBE_EVERY_S, Word};
 use towline_protocol::rollout::{Batch, Kind, State};
 
+use super::permits::is_ordered;
 use crate::records::GroupState;
 
 /// Returns what an instance is told. `ask` is the group's number for "ask again".
@@ -31,7 +32,7 @@ pub fn word(state: &GroupState, instance: &Instance, ask: u64) -> Word {
         target,
         duty,
         // Whoever cannot ask need not hear of it.
-        ask: if duty == Duty::Take { ask } else { 0 },
+        ask: if duty == Duty::Take || is_ordered(state, instance) { ask } else { 0 },
         probe_every_s: if bakes(state, instance) { PROBE_EVERY_BAKING_S } else { PROBE_EVERY_S },
         orders,
     }

@@ -126,7 +126,8 @@ fn presence(look: &Look<'_>, record: &InstanceRecord, view: &InstanceView, story
         }
         Presence::Here => {}
         Presence::Unheard => story.because(format!(
-            "it has not polled since the coordinator started, and its lease is not over; {}",
+            "it has not polled since the coordinator started, or it says that a report of its own has still to \
+             arrive; its lease is not over; {}",
             last_told(record, view)
         )),
         Presence::Silent => {
@@ -367,7 +368,7 @@ pub(crate) fn full(look: &Look<'_>, story: &mut Story) -> bool {
             words.push(format!("{instance} (silent for {ago})"));
         } else if fleet::is_unavailable(record, look.attendance) {
             let is_unheard = look.attendance.of(instance) == Presence::Unheard;
-            let why = if is_unheard { "has not polled yet" } else { "is not healthy" };
+            let why = if is_unheard { "has still to tell how it is" } else { "is not healthy" };
             words.push(format!("{instance} ({why})"));
         } else {
             continue;

@@ -38,7 +38,8 @@ impl World {
         let seq = agent.next_seq();
         agent.poll = Some(seq);
         let (to, seen) = (agent.at, agent.seen.clone());
-        let poll = Poll { version: VERSION, group: group(), instance, seq, seen };
+        let unsaid = agent.report.is_some() || agent.told.is_none();
+        let poll = Poll { version: VERSION, group: group(), instance, seq, seen, unsaid };
         let caller = Caller::Agent { host: index, life, seq };
         self.send(caller, to, Request::Poll(poll));
         let within = ANSWERED_WITHIN + Duration::from_secs(WAIT_S.into());

@@ -23,6 +23,7 @@ use tracing::{info, trace, warn};
 
 use super::call::CallError;
 use super::link::Link;
+use super::tell::Outbox;
 use super::turns::Turns;
 use crate::error;
 use crate::release::state::Contact;
@@ -44,6 +45,7 @@ const APART: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Poller {
     link: Arc<Link>,
+    outbox: Arc<Outbox>,
     said: watch::Sender<Option<Said>>,
     turns: Turns,
     /// The id of the last answer.
@@ -58,10 +60,15 @@ pub(super) struct Poller {
 }
 
 impl Poller {
-    pub(super) fn new(link: Arc<Link>, said: watch::Sender<Option<Said>>) -> Self {
+    pub(super) fn new(
+        link: Arc<Link>,
+        outbox: Arc<Outbox>,
+        said: watch::Sender<Option<Said>>,
+    ) -> Self {
         let turns = Turns::new(link.addresses.len(), link.seed);
         Self {
             link,
+            outbox,
             said,
             turns,
             seen: None,
@@ -106,6 +113,7 @@ impl Poller {
             instance: self.link.instance.clone(),
             seq: self.link.number(),
             seen: self.seen.clone(),
+            unsaid: self.outbox.holds_any(),
         };
         let deadline = Duration::from_secs(u64::from(self.wait_s)) + LATE;
         trace!(seq = poll.seq, seen = poll.seen, "poll");
@@ -129,6 +137,7 @@ impl Poller {
 
     fn answered(&mut self, is_news: bool) {
         self.turns.succeeded();
+        self.outbox.hurry();
         self.heard = Some(Instant::now());
         let at = self.turns.at();
         self.link.at.store(at, Ordering::Relaxed);

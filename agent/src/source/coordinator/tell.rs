@@ -4,6 +4,7 @@
 //! went, outlive the report that they came with: the newest of each is sent with the next one.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -17,11 +18,16 @@ use super::turns::Turns;
 use crate::error;
 use crate::source::Told;
 
+/// How long a report that was refused waits once a coordinator answers polls.
+pub(super) const HURRY: Duration = Duration::from_secs(1);
+
 /// What is still to be told.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     kept: Mutex<Kept>,
     news: Notify,
+    /// A coordinator answers: whoever pauses before it tries again need not.
+    hurry: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +55,17 @@ impl Outbox {
         }
         drop(kept);
         self.news.notify_one();
+    }
+
+    /// Is there a report that was not acknowledged, or that is about to come: was none told in this life?
+    pub(super) fn holds_any(&self) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.report.is_some() || kept.newest == 0
+    }
+
+    /// A coordinator answers.
+    pub(super) fn hurry(&self) {
+        self.hurry.notify_waiters();
     }
 
     /// Returns what is to be told now, and its count. `number` is drawn with it: no report may be told
@@ -110,7 +127,12 @@ pub(super) async fn run(link: Arc<Link>, outbox: Arc<Outbox>) {
                         "a report could not be told; it is kept"
                     );
                 }
-                sleep(turns.failed()).await;
+                let pause = turns.failed();
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    // Not at once: what refuses reports may answer polls.
+                    () = outbox.hurry.notified() => sleep(pause.min(HURRY)).await,
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use towline_protocol::poll::{Duty, FailureLog};
 use towline_protocol::report::{Health, Report};
 
+use super::tell::HURRY;
 use super::*;
 
 mod server;
@@ -279,6 +280,40 @@ async fn the_newest_report_is_kept_through_an_outage_and_told_with_its_age() {
     for _ in 0..100 {
         server.next("poll").await.nothing();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_says_whether_something_is_still_to_be_told() {
+    let mut server = Server::start().await;
+    let agent = Agent::start(&[&server.address], None);
+    let poll = server.next("poll").await;
+    assert_eq!(poll.body["unsaid"], true, "nothing was told in this life yet");
+    agent.tell("preparing", None);
+    server.await_next("report").await.answer("503 Service Unavailable", "");
+    poll.nothing();
+    let poll = server.await_next("poll").await;
+    assert_eq!(poll.body["unsaid"], true, "it did not arrive");
+    server.await_next("report").await.nothing();
+    poll.nothing();
+    assert_eq!(server.await_next("poll").await.body.get("unsaid"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_waits_is_told_soon_once_a_coordinator_answers_polls() {
+    let mut server = Server::start().await;
+    let agent = Agent::start(&[&server.address], None);
+    let poll = server.next("poll").await;
+    agent.tell("idle", None);
+    for _ in 0..7 {
+        server.await_next("report").await.answer("503 Service Unavailable", "");
+    }
+    // By now it waits for half a minute.
+    let began = Instant::now();
+    poll.nothing();
+    let report = server.await_next("report").await;
+    let waited = began.elapsed();
+    assert!(waited >= HURRY && waited < HURRY * 3, "{waited:?}");
+    report.nothing();
 }
 
 #[tokio::test(start_paused = true)]

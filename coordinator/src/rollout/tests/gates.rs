@@ -247,7 +247,7 @@ fn the_gate_follows_its_rules() {
                 world.attendance.note(instance(canary), Presence::Unheard);
                 world.pass_s(300);
             },
-            "2 Release running: canary: 0 of 1 healthy; CANARY has not polled yet",
+            "2 Release running: canary: 0 of 1 healthy; CANARY has still to tell how it is",
         ),
         (
             "failed after the swap: back to the fallback",

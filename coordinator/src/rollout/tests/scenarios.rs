@@ -189,7 +189,7 @@ fn the_coordinator_is_away_for_twenty_minutes_in_the_middle_of_a_batch() {
     }
     let line = world.line();
     assert!(line.starts_with("2 Release running: canary: 0 of 2 healthy"), "{line}");
-    assert!(line.contains("has not polled yet"), "{line}");
+    assert!(line.contains("has still to tell how it is"), "{line}");
     assert!(world.rollout().aside.is_empty(), "not heard of is not silent");
     // The canary had finished long ago; what it told is kept by its agent until now.
     world.hear(&canary);
