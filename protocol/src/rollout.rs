@@ -129,6 +129,9 @@ pub struct Rollout {
     /// How many of the open batch had taken the target, or left, when it last moved.
     #[serde(default)]
     pub taken: u32,
+    /// How many instances had served its revision when it was ended before its time; `None`: it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<u32>,
     /// What was decided, oldest first.
     #[serde(default)]
     pub decisions: Vec<Decided>,

@@ -16,14 +16,14 @@
 use std::collections::BTreeSet;
 
 use towline_protocol::api::{Code, ErrorBody, ReleaseRequest};
-use towline_protocol::fleet::{GroupRecord, Quarantined, TargetRecord};
+use towline_protocol::fleet::{GroupRecord, InstanceRecord, Quarantined, TargetRecord};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::rollout::{Kind, Rollout, State, VERSION};
 use towline_protocol::target::{self, Target};
 use towline_protocol::time::Timestamp;
 
 use super::Decision;
-use crate::fleet::{Attendance, Presence};
+use crate::fleet::{self, Attendance, Presence};
 use crate::records::{Draft, GroupState, Kept, key};
 
 mod groups;
@@ -133,6 +133,7 @@ fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> R
         aside: BTreeSet::new(),
         progressed_ms: 0,
         taken: 0,
+        reached: None,
         decisions: Vec::new(),
     };
     rollout.note(act.at, act.because(&format!("{} begun", next.note)));
@@ -141,7 +142,38 @@ fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> R
 
 /// Keeps a rollout that has ended.
 fn archive(state: &GroupState, rollout: &Rollout, draft: &mut Draft) {
-    draft.put(key::past(&state.group, rollout.order().generation), rollout);
+    let mut kept = rollout.clone();
+    if kept.state == State::Aborted {
+        // Whoever has served it is about to tell of something else.
+        kept.reached = Some(reached(state, rollout));
+    }
+    draft.put(key::past(&state.group, rollout.order().generation), &kept);
+}
+
+/// Returns how many instances have served a rollout's revision, as far as they have told.
+#[must_use]
+pub fn reached(state: &GroupState, rollout: &Rollout) -> u32 {
+    let Some(revision) = rollout.revision() else { return 0 };
+    let order = Some(rollout.order());
+    let has_served = |record: &&InstanceRecord| {
+        record.report.as_ref().is_some_and(|report| {
+            let serves = report.order == order && report.serving.as_ref() == Some(revision);
+            let failed = report.failure.as_ref().is_some_and(|failure| {
+                failure.order == order
+                    && failure.revision == *revision
+                    && !failure.cause.is_before_swap()
+            });
+            serves || failed
+        })
+    };
+    let mut reached: BTreeSet<&Instance> =
+        state.members().filter(has_served).map(|record| &record.instance).collect();
+    let failed = rollout.failures.iter().filter(|(_, failed)| failed.is_revision);
+    reached.extend(failed.map(|(instance, _)| instance));
+    let passed = rollout.batches.iter().filter(|batch| batch.passed_ms.is_some());
+    let is_well = |member: &&Instance| !rollout.failures.contains_key(*member);
+    reached.extend(passed.flat_map(|batch| batch.members.iter().filter(is_well)));
+    fleet::count(reached.len())
 }
 
 fn exists(state: &GroupState) -> Result<&Kept<GroupRecord>, ErrorBody> {
@@ -343,8 +375,19 @@ fn restart_of(state: &GroupState) -> u64 {
 fn restarts(state: &GroupState) -> u64 {
     let given = state.record.as_ref().map_or(0, |kept| kept.value.restarts);
     let floor = state.floor.as_ref().map_or(0, |kept| kept.value.restarts);
+    let given = given.max(floor).max(restart_of(state));
     let told = state.members().filter_map(|record| Some(record.report.as_ref()?.restart));
-    told.max().unwrap_or(0).max(given).max(floor).max(restart_of(state))
+    told.map(|told| plausible(told, given)).max().unwrap_or(0).max(given)
+}
+
+/// How far instances may be ahead of a store that was restored. An agent may be taken over, and tell of any
+/// number: it must not use all of them up.
+const AHEAD_MAX: u64 = 1_000_000;
+
+/// Returns a counter as an instance tells it, where it may be true: it is not much above all that were
+/// given.
+fn plausible(told: u64, given: u64) -> u64 {
+    if told <= given.saturating_add(AHEAD_MAX) { told } else { given }
 }
 
 /// The next generation that leads away from a revision: to `to`, or the newest group-proven one.
@@ -382,6 +425,9 @@ fn back(state: &GroupState, record: &GroupRecord, to: Option<Revision>, restart:
 pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<Draft, ErrorBody> {
     let record = exists(state)?;
     let group = &state.group;
+    if to.is_none() {
+        is_new_way_back(state)?;
+    }
     if let Some(to) = to {
         if !record.value.is_proven(to) || record.value.is_quarantined(to) {
             let message = format!(
@@ -403,7 +449,9 @@ pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<
         let next = back(state, &judged.value, to.cloned(), restart_of(state));
         return lead_back(state, &judged, next, act, draft);
     }
-    let next = back(state, &record.value, to.cloned(), restart_of(state));
+    let mut next = back(state, &record.value, to.cloned(), restart_of(state));
+    // It served, and nothing was said against it: whoever aborts this has it again.
+    next.fallback = next.revision.as_ref().and_then(|to| record.value.fallback(Some(to)).cloned());
     if next.revision.is_none() {
         let message = format!("could not roll back {group}: it has no other group-proven revision");
         let hint = format!("`towline release {group} REV` takes it to any commit, batch by batch");
@@ -412,6 +460,28 @@ pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<
     let mut draft = Draft::new();
     begin(state, record, next, act, &mut draft);
     Ok(draft)
+}
+
+/// Refuses to go back once more from where a rollback has led, or leads: said twice, it must not lead on to
+/// something older, nor back to what was left.
+fn is_new_way_back(state: &GroupState) -> Result<(), ErrorBody> {
+    let last = state.rollout.as_ref().map(|kept| &kept.value);
+    let Some((last, revision)) = last
+        .filter(|last| last.kind == Kind::Rollback)
+        .and_then(|last| Some((last, last.revision()?)))
+    else {
+        return Ok(());
+    };
+    let (group, word) = (&state.group, if last.state.is_ended() { "was" } else { "is being" });
+    let message = format!(
+        "could not roll back {group}: it {word} rolled back to {} already (generation {})",
+        revision.short(),
+        last.order().generation
+    );
+    Err(conflict(
+        message,
+        format!("`towline rollback {group} REV` names another one to go back to"),
+    ))
 }
 
 /// Ends the rollout that goes on, and goes back.
@@ -507,7 +577,7 @@ pub fn restart(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
     };
     let mut draft = Draft::new();
     // Never a counter that was given out already: who carried that out would take this for done.
-    let restart = restarts(state) + 1;
+    let restart = restarts(state).saturating_add(1);
     let mut counted = record.clone();
     counted.value.restarts = restart;
     draft.put(key::group(group), &counted.value);

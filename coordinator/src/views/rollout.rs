@@ -7,17 +7,15 @@
 //!
 //! PURE.
 
-use std::collections::BTreeSet;
-
 use towline_protocol::api::{BatchStage, BatchView, MemberView, PAGE_MAX, RolloutView, Standing};
-use towline_protocol::fleet::InstanceRecord;
+
 use towline_protocol::ids::Instance;
 use towline_protocol::report::Health;
 use towline_protocol::rollout::{Batch, Decided, Rollout, State};
 
 use super::{Look, told};
 use crate::fleet::{self, Presence};
-use crate::rollout::{batches, gate};
+use crate::rollout::{batches, gate, operations};
 
 /// Returns a rollout as it is shown. `rollout` is the group's present one, or one that is past;
 /// `next_generation` is what took its place.
@@ -189,27 +187,8 @@ fn reached(look: &Look<'_>, rollout: &Rollout) -> Option<u32> {
     if !matches!(rollout.state, State::Aborted | State::Halted) {
         return None;
     }
-    let revision = rollout.revision()?;
-    let order = Some(rollout.order());
-    let has_served = |record: &&InstanceRecord| {
-        record.report.as_ref().is_some_and(|report| {
-            let serves = report.order == order && report.serving.as_ref() == Some(revision);
-            let failed = report.failure.as_ref().is_some_and(|failure| {
-                failure.order == order
-                    && failure.revision == *revision
-                    && !failure.cause.is_before_swap()
-            });
-            serves || failed
-        })
-    };
-    let mut reached: BTreeSet<&Instance> =
-        look.state.members().filter(has_served).map(|record| &record.instance).collect();
-    let failed = rollout.failures.iter().filter(|(_, failed)| failed.is_revision);
-    reached.extend(failed.map(|(instance, _)| instance));
-    let passed = rollout.batches.iter().filter(|batch| batch.passed_ms.is_some());
-    let is_well = |member: &&Instance| !rollout.failures.contains_key(*member);
-    reached.extend(passed.flat_map(|batch| batch.members.iter().filter(is_well)));
-    Some(fleet::count(reached.len()))
+    rollout.revision()?;
+    Some(rollout.reached.unwrap_or_else(|| operations::reached(look.state, rollout)))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use towline_protocol::policy::Policy;
 use towline_protocol::rollout::State;
 use towline_protocol::time::Timestamp;
 
-use super::{conflict, exists, restarts};
+use super::{conflict, exists, plausible, restarts};
 use crate::records::{Draft, GroupState, key};
 use crate::rollout::reports;
 
@@ -167,10 +167,11 @@ pub fn order(
     };
     let mut next = record.clone();
     // What it has carried out counts as well: its record may be younger than its orders.
+    let after = |given: u64, done: u64| given.max(plausible(done, given)).saturating_add(1);
     let done = record.report.as_ref().map(|report| report.orders).unwrap_or_default();
     match order {
-        ToInstance::Restart => next.orders.restart = next.orders.restart.max(done.restart) + 1,
-        ToInstance::Retry => next.orders.retry = next.orders.retry.max(done.retry) + 1,
+        ToInstance::Restart => next.orders.restart = after(next.orders.restart, done.restart),
+        ToInstance::Retry => next.orders.retry = after(next.orders.retry, done.retry),
     }
     let mut draft = Draft::new();
     draft.on(key::instance(&state.group, instance), state.instances.get(instance));

@@ -63,7 +63,17 @@ pub fn pause(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
 pub fn resume(state: &GroupState, now: Now, act: &Act) -> Result<Draft, ErrorBody> {
     alter(state, "resume", |rollout| {
         if rollout.state == State::Running {
-            return Ok(());
+            let Some(only) = &rollout.only else { return Ok(()) };
+            let group = &rollout.target.group;
+            let message = format!(
+                "could not resume {group}: it is running, and only {} takes part",
+                only.as_str()
+            );
+            let hint = format!(
+                "it pauses once they have it, and can be taken to all others then: `towline rollout \
+                 watch {group}`"
+            );
+            return Err(conflict(message, hint));
         }
         if rollout.state == State::Halted {
             for failed in rollout.failures.values_mut() {
@@ -87,16 +97,16 @@ pub fn resume(state: &GroupState, now: Now, act: &Act) -> Result<Draft, ErrorBod
     })
 }
 
-/// Skips the rest of the open batch's bake time.
+/// Skips the rest of the bake time of the batch that bakes.
 ///
 /// # Errors
 ///
-/// Where no rollout goes on, or no batch is open.
+/// Where no rollout goes on, or no batch bakes: what is not healthy yet is not waved through.
 pub fn promote(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
     alter(state, "promote", |rollout| {
-        let open = |batch: &&mut Batch| batch.is_open() && batch.passed_ms.is_none();
-        let Some(batch) = rollout.batches.iter_mut().find(open) else {
-            let message = format!("no batch of {} is open", rollout.target.group);
+        let bakes = |batch: &&mut Batch| batch.bakes_ms.is_some() && batch.passed_ms.is_none();
+        let Some(batch) = rollout.batches.iter_mut().find(bakes) else {
+            let message = format!("could not promote {}: no batch bakes", rollout.target.group);
             let hint = format!("`towline why {}` says what it waits for", rollout.target.group);
             return Err(conflict(message, hint));
         };

@@ -146,6 +146,8 @@ fn only_those_that_are_chosen_take_part_until_it_is_resumed() {
     let mut request = World::request('b');
     request.only = Some("i-04,i-05".to_owned().try_into().unwrap());
     world.release_as(&request).unwrap();
+    let early = operations::resume(world.state(), world.now, &world.act()).unwrap_err();
+    assert!(early.message.contains("only i-04,i-05 takes part"), "{}", early.message);
     world.batch_passes();
     world.batch_passes();
     let line = world.line();

@@ -186,18 +186,21 @@ fn what_failed_before_a_resume_counts_no_more_and_what_fails_after_it_does() {
 #[test]
 fn promote_skips_the_rest_of_the_bake_time_and_nothing_else() {
     let mut world = begun(policy(&[50]));
-    world.operate(operations::promote);
-    assert!(world.line().starts_with("2 Release running: canary: 0 of 1 healthy"));
+    let promoted = |world: &World| operations::promote(world.state(), &world.act());
+    assert!(promoted(&world).is_err(), "what is not healthy yet is not waved through");
     let canary = world.first(0);
     world.takes(&canary, 'b');
+    assert_eq!(world.line(), "2 Release running: canary bakes for another 60 s");
+    world.operate(operations::promote);
     assert!(world.line().starts_with("2 Release running: 50 %"), "{}", world.line());
+    assert!(promoted(&world).is_err(), "said twice, it is not kept for the next batch");
     let next = world.first(1);
     world.takes(&next, 'b');
     assert_eq!(world.line(), "2 Release running: 50 % bakes for another 30 s");
     let mut empty = World::new(policy(&[50]), &[]);
     empty.release('b').unwrap();
     empty.settle();
-    assert!(operations::promote(empty.state(), &empty.act()).is_err(), "no batch is open");
+    assert!(promoted(&empty).is_err(), "no batch is open");
 }
 
 #[test]
@@ -279,8 +282,22 @@ fn rollback_leads_away_from_what_runs_and_names_what_is_older() {
     let mut back = world.clone();
     back.operate(|state, act| operations::rollback(state, None, act));
     let target = &back.rollout().target;
-    assert_eq!((&target.revision, &target.fallback), (&Some(revision('b')), &Some(revision('a'))));
+    assert_eq!(
+        (&target.revision, &target.fallback),
+        (&Some(revision('b')), &Some(revision('c'))),
+        "what is left was good, and is what an abort leads back to"
+    );
     assert_eq!(target.order.generation, 4);
+    let again = |world: &World| {
+        operations::rollback(world.state(), None, &world.act()).unwrap_err().message
+    };
+    assert!(again(&back).contains("is being rolled back to bbbbbbb already"), "{}", again(&back));
+    let mut aborted = back.clone();
+    aborted.operate(operations::abort);
+    assert_eq!(aborted.rollout().target.revision, Some(revision('c')));
+    let mut done = back.clone();
+    assert_eq!(done.run(), End::Rests);
+    assert!(again(&done).contains("was rolled back to bbbbbbb already"), "{}", again(&done));
     back.operate(|state, act| operations::rollback(state, Some(&revision('a')), act));
     assert_eq!(back.rollout().target.revision, Some(revision('a')), "also on the way");
 
@@ -315,6 +332,49 @@ fn whoever_joins_a_rollback_on_what_is_being_left_is_not_kept_waiting() {
     world.settle();
     assert_eq!(world.duty("i-0d"), towline_protocol::poll::Duty::Take);
     assert!(world.ask("i-0d").permit.is_some());
+}
+
+#[test]
+fn a_number_that_an_agent_makes_up_uses_up_no_counter() {
+    let mut world = three();
+    world.tell("i-0a", |told| {
+        told.restart = u64::MAX - 1;
+        told.orders.restart = u64::MAX - 1;
+    });
+    world.operate(operations::restart);
+    assert_eq!(world.rollout().target.restart, 1);
+    let restarts =
+        |world: &World, name: &str| world.state().instances[&instance(name)].value.orders;
+    world.operate(|state, _| {
+        operations::order(state, &instance("i-0a"), operations::ToInstance::Restart)
+    });
+    assert_eq!(restarts(&world, "i-0a").restart, 1);
+    // One that is a little ahead is believed: the store may have been restored.
+    let mut world = three();
+    world.tell("i-0a", |told| {
+        told.restart = 7;
+        told.orders.restart = 8;
+    });
+    world.operate(operations::restart);
+    assert_eq!(world.rollout().target.restart, 8);
+    world.operate(|state, _| {
+        operations::order(state, &instance("i-0a"), operations::ToInstance::Restart)
+    });
+    assert_eq!(restarts(&world, "i-0a").restart, 9);
+}
+
+#[test]
+fn what_was_aborted_says_how_many_had_served_it() {
+    let mut world = begun(policy(&[100]));
+    let canary = world.first(0);
+    world.takes(&canary, 'b');
+    world.batch_passes();
+    let second = world.first(1);
+    world.takes(&second, 'b');
+    let ended = world.rollout().order().generation;
+    world.operate(operations::abort);
+    world.takes(&second, 'a');
+    assert_eq!(world.past(ended).reached, Some(2), "also of a batch that had not passed");
 }
 
 #[test]

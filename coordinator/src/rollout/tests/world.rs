@@ -233,6 +233,12 @@ impl World {
         self.store.contains_key(key)
     }
 
+    /// A rollout that has ended.
+    pub(super) fn past(&self, generation: u64) -> Rollout {
+        let (_, value) = &self.store[&crate::records::key::past(&web(), generation)];
+        serde_json::from_slice(value).unwrap()
+    }
+
     pub(super) fn write<T: serde::Serialize>(&mut self, key: &str, value: &T) {
         let mut draft = Draft::new();
         draft.put(key.to_owned(), value);
