@@ -62,6 +62,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "coordinator/src/mirror/child.rs",
             "coordinator/src/store/embedded",
             "coordinator/src/failpoint.rs",
+            "coordinator/src/files.rs",
         ],
     ),
     ("rusqlite::", &["coordinator/src/store/embedded"]),

@@ -42,6 +42,7 @@ use crate::source::{Said, Source, Told};
 mod activate;
 mod place;
 mod prepare;
+mod printed;
 mod probe;
 mod saying;
 mod watch;

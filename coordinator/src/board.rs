@@ -48,8 +48,8 @@ struct Heard {
     at: Duration,
     /// When its lease is over.
     until: Duration,
-    /// Has it still to tell how it is now? Nothing is concluded from what it told before.
-    unsaid: bool,
+    /// What it is while its lease lasts.
+    presence: Presence,
 }
 
 /// What a change of the records has touched, as far as words go.
@@ -219,8 +219,7 @@ impl Board {
         let heard = self.heard.get(group);
         for record in state.members() {
             let presence = match heard.and_then(|heard| heard.get(&record.instance)) {
-                Some(heard) if up <= heard.until && heard.unsaid => Presence::Unheard,
-                Some(heard) if up <= heard.until => Presence::Here,
+                Some(heard) if up <= heard.until => heard.presence,
                 // Whoever joined before this coordinator started has a lease from its start.
                 None if up <= self.lease => Presence::Unheard,
                 _ => Presence::Silent,
@@ -245,8 +244,11 @@ impl Board {
         let heard = self.heard.entry(group.clone()).or_default();
         let last = heard.get(instance).copied();
         // Of whom nothing is known yet, it is not known either whether there is something to tell.
-        let unsaid = last.is_none_or(|last| last.unsaid);
-        heard.insert(instance.clone(), Heard { at: up, until, unsaid });
+        let presence = match last.map(|last| last.presence) {
+            Some(Presence::Here) => Presence::Here,
+            _ => Presence::Untold,
+        };
+        heard.insert(instance.clone(), Heard { at: up, until, presence });
         let is_back = last.is_none_or(|last| up > last.until);
         if is_back && self.hub.has_refused(group) {
             self.refresh(group);
@@ -254,10 +256,12 @@ impl Board {
         is_back
     }
 
-    /// Notes whether an instance has still to tell how it is. Returns whether that is news.
-    fn note_said(&mut self, group: &Group, instance: &Instance, unsaid: bool) -> bool {
+    /// Notes whether an instance that was heard has still to tell how it is.
+    fn note_said(&mut self, group: &Group, instance: &Instance, unsaid: bool) {
         let heard = self.heard.get_mut(group).and_then(|heard| heard.get_mut(instance));
-        heard.is_some_and(|heard| std::mem::replace(&mut heard.unsaid, unsaid) != unsaid)
+        if let Some(heard) = heard.filter(|heard| heard.presence.polls()) {
+            heard.presence = if unsaid { Presence::Untold } else { Presence::Here };
+        }
     }
 
     /// The store took nothing: what instances have to tell is kept by them, and told once it does again.
@@ -273,7 +277,7 @@ impl Board {
         let (up, until) = (self.uptime.up(), self.uptime.up() + self.lease);
         let there = self.heard.values_mut().flat_map(BTreeMap::values_mut);
         for heard in there.filter(|heard| up <= heard.until) {
-            *heard = Heard { until, unsaid: true, ..*heard };
+            *heard = Heard { until, presence: Presence::Unheard, ..*heard };
         }
     }
 

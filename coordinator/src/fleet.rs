@@ -30,11 +30,20 @@ use crate::records::GroupState;
 pub enum Presence {
     /// It was heard of within its lease.
     Here,
-    /// Not yet since this coordinator started, or was deaf; or it polls, and has still to tell what has
-    /// changed. Nothing is known of how it is now, and its lease is not over.
+    /// It polls, and has still to tell what has changed: nothing is known of how it is now.
+    Untold,
+    /// Not heard of since this coordinator started, or was deaf, and its lease is not over.
     Unheard,
     /// Its lease is over.
     Silent,
+}
+
+impl Presence {
+    /// Does it poll?
+    #[must_use]
+    pub fn polls(self) -> bool {
+        matches!(self, Presence::Here | Presence::Untold)
+    }
 }
 
 /// Who of a group is there. Whoever is not named has not been heard of yet.
@@ -124,7 +133,7 @@ pub(crate) fn budget_but(
     };
     // Whoever polls again counts at once, before the rollout is told.
     let is_out = |instance: &Instance| {
-        state.without().contains(instance) && attendance.of(instance) != Presence::Here
+        state.without().contains(instance) && !attendance.of(instance).polls()
     };
     let live = state.members().filter(|record| !is_out(&record.instance)).count();
     let uses = |instance: &Instance| Some(instance) != but && !is_out(instance);

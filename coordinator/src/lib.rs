@@ -17,6 +17,7 @@ pub mod desk;
 pub mod driver;
 pub mod error;
 pub mod failpoint;
+pub mod files;
 pub mod fleet;
 pub mod http;
 pub mod hub;

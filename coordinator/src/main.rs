@@ -10,25 +10,20 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use towline_coordinator::config::{Config, ConfigError, DATA, Flags};
 use towline_coordinator::error::chain;
-use towline_coordinator::failpoint;
 use towline_coordinator::mirror;
 use towline_coordinator::run::{self, RunError};
 use towline_coordinator::store::StoreError;
 use towline_coordinator::store::embedded::Embedded;
-use tracing::warn;
+use towline_coordinator::{failpoint, files};
 use tracing_subscriber::EnvFilter;
 
 const FAILED: u8 = 1;
 const TRY_LATER: u8 = 75;
 const CONFIG: u8 = 78;
-
-/// Open files beside those of connections: the store's, and those of git's pipes.
-const FILES_BESIDE: u64 = 200;
 
 /// What `--help` says at its end.
 const EXITS: &str =
@@ -152,7 +147,7 @@ fn run(config: Option<&Path>, flags: &Flags) -> ExitCode {
         Ok(config) => config,
         Err(error) => return misconfigured(&error),
     };
-    allow_files(config.connections);
+    files::allow(config.connections);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, None, FAILED),
@@ -185,27 +180,6 @@ fn run(config: Option<&Path>, flags: &Flags) -> ExitCode {
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     code
-}
-
-/// Takes as many open files as the system lets this process have: each connection is one.
-fn allow_files(connections: usize) {
-    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(FILES_BESIDE);
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < hard {
-            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-        }
-        Ok(hard)
-    });
-    match raised {
-        Ok(limit) if limit >= wanted => {}
-        Ok(limit) => warn!(
-            limit,
-            wanted,
-            "not as many connections as the config says: raise LimitNOFILE of its unit, or lower \
-             `connections`"
-        ),
-        Err(error) => warn!(%error, "could not raise the limit of open files"),
-    }
 }
 
 #[expect(clippy::print_stderr, reason = "main is the edge where errors are shown")]

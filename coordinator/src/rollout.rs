@@ -25,7 +25,7 @@ use towline_protocol::policy::OnFailure;
 use towline_protocol::rollout::{Kind, Rollout, State};
 use towline_protocol::time::Timestamp;
 
-use crate::fleet::{self, Attendance, Presence};
+use crate::fleet::{self, Attendance};
 use crate::records::GroupState;
 
 pub mod batches;
@@ -166,7 +166,7 @@ fn banned(state: &GroupState, rollout: &Rollout) -> Option<String> {
 
 /// Whoever was to be done without polls again.
 fn back_again(rollout: &Rollout, attendance: &Attendance) -> Option<Rollout> {
-    let is_back = |instance: &&Instance| attendance.of(instance) == Presence::Here;
+    let is_back = |instance: &&Instance| attendance.of(instance).polls();
     let back: Vec<_> = rollout.without.iter().filter(is_back).cloned().collect();
     if back.is_empty() {
         return None;

@@ -8,8 +8,6 @@
 //! ```
 
 use std::cell::Cell;
-use std::fs;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::Tools;
 use super::place::{self, directory, finder, home, marker_of, recipe_of};
+use super::printed;
 use super::probe::answers;
 use crate::error;
 use crate::journal::Release;
@@ -31,7 +30,6 @@ use crate::manager::{
 };
 use crate::process::{self, Job, Launched, Remains};
 use crate::release::Marker;
-use crate::shown;
 
 /// How long a manager that was told to stop gets to be replaced by its own supervisor before it is
 /// started by us.
@@ -39,12 +37,6 @@ const COMES_BACK: Duration = Duration::from_millis(300);
 
 /// How long workers must hold still for a reload to count as over.
 const STILL: Duration = Duration::from_secs(1);
-
-/// How much of the app's log is shown where a release fails.
-const LOG_BYTES: u64 = 4096;
-
-/// The app's log is emptied when it is larger than this: nobody else bounds it.
-const LOG_BYTES_MAX: u64 = 10 << 20;
 
 /// How long a pid file that makes no sense may be one that is just written.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
@@ -187,7 +179,7 @@ pub(super) async fn activate(
         Err(detail) => {
             if !stop.is_cancelled() {
                 tools.saying.app(&tools.store.app_log());
-                warn!(revision = %to, error = detail, log = app_log(&tools), "could not activate");
+                warn!(revision = %to, error = detail, log = printed::end(&tools), "could not activate");
             }
             Outcome::Failed(Cause::Activate, detail)
         }
@@ -499,7 +491,7 @@ impl<'a> Work<'a> {
 
     async fn launch(&self) -> Result<Launched, String> {
         let run_as = &self.tools.run_as;
-        bound_app_log(self.tools);
+        printed::bound(self.tools);
         let log = self.tools.store.app_log();
         let launched = process::launch(&self.recipe.manager.start, &self.home, run_as, &log).await;
         launched.map_err(|error| {
@@ -551,7 +543,7 @@ pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken
             let detail = hinted(&error, error.hint());
             if !stop.is_cancelled() {
                 tools.saying.app(&tools.store.app_log());
-                warn!(revision = %to, error = detail, log = app_log(&tools), "workers not replaced");
+                warn!(revision = %to, error = detail, log = printed::end(&tools), "workers not replaced");
             }
             if matches!(error, ProveError::Crashing { .. }) {
                 // The reload was done, and a restart would start the same workers. Those that come and
@@ -601,28 +593,4 @@ pub(super) fn hinted(error: &dyn std::error::Error, hint: Option<String>) -> Str
         Some(hint) => format!("{chain} ({hint})"),
         None => chain,
     }
-}
-
-/// Empties the app's log where it has grown too large. The app appends to it, so it goes on at the
-/// beginning.
-pub(super) fn bound_app_log(tools: &Tools) {
-    let log = tools.store.app_log();
-    if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX)
-        && let Err(error) =
-            fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0))
-    {
-        warn!(error = error::chain(&error), path = %log.display(), "could not empty the app's log");
-    }
-}
-
-/// Returns the end of what the app has printed, for whoever looks for the cause.
-pub(super) fn app_log(tools: &Tools) -> Option<String> {
-    let mut file = fs::File::open(tools.store.app_log()).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = shown::clean(&String::from_utf8_lossy(&bytes));
-    let lines = super::last_lines(text.trim_end(), 8);
-    (!lines.is_empty()).then_some(lines)
 }

@@ -10,7 +10,7 @@ use towline_protocol::recipe::{Find, Recipe};
 use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
-use super::{Tools, activate, place};
+use super::{Tools, activate, place, printed};
 use crate::error;
 use crate::health::window::{Limits, Progress, Window as Counter};
 use crate::health::{Failure, Probe, Verdict};
@@ -48,7 +48,7 @@ pub(super) async fn check(
     window: Window,
     stop: CancellationToken,
 ) -> Outcome {
-    activate::bound_app_log(&tools);
+    printed::bound(&tools);
     let probing = match Probing::new(&tools, &release, window, &stop) {
         Ok(probing) => probing,
         Err(detail) => return Outcome::Failed(Cause::Unhealthy, detail),
@@ -67,7 +67,7 @@ pub(super) async fn check(
             return probing.run(false).await;
         }
         Ok(None) => {
-            warn!(revision = %release, log = activate::app_log(&tools), "nothing of the app runs");
+            warn!(revision = %release, log = printed::end(&tools), "nothing of the app runs");
             return Outcome::Absent;
         }
         Err(detail) => return Outcome::Failed(Cause::Host, detail),
@@ -245,7 +245,7 @@ impl<'a> Probing<'a> {
         self.tools.saying.part("health", &detail);
         self.tools.saying.app(&self.tools.store.app_log());
         if is_news {
-            let log = activate::app_log(self.tools);
+            let log = printed::end(self.tools);
             warn!(revision = %self.release, error = detail, log, "unhealthy");
         }
         Outcome::Failed(cause, detail)

@@ -181,7 +181,7 @@ fn nothing_is_concluded_from_what_was_told_before_the_store_took_nothing() {
     here.poll("i-1", false);
     here.poll("i-2", true);
     assert_eq!(here.presence("i-1"), Presence::Here, "it has nothing to tell");
-    assert_eq!(here.presence("i-2"), Presence::Unheard, "it says that it has");
+    assert_eq!(here.presence("i-2"), Presence::Untold, "it says that it has");
     here.report("i-2");
     assert_eq!(here.presence("i-2"), Presence::Here, "now it has told it");
     here.pass(2);

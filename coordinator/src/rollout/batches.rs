@@ -15,7 +15,7 @@ use towline_protocol::policy::Share;
 use towline_protocol::rollout::{Batch, Kind, Rollout};
 
 use super::gate;
-use crate::fleet::{self, Attendance, Presence};
+use crate::fleet::{self, Attendance};
 use crate::records::GroupState;
 
 /// How many members are named in a line.
@@ -110,7 +110,7 @@ fn pick(
     let mut candidates: Vec<_> = universe(state, rollout)
         .filter(|record| {
             let instance = &record.instance;
-            let is_here = attendance.of(instance) == Presence::Here;
+            let is_here = attendance.of(instance).polls();
             match whom {
                 Whom::All => !is_placed(rollout, instance),
                 Whom::There => !is_placed(rollout, instance) && !attendance.is_silent(instance),
@@ -121,7 +121,7 @@ fn pick(
             // By what they serve, not by what they have heard: a plan is made before the target is.
             let report = record.report.as_ref();
             let serves = report.is_some_and(|report| fleet::serves(report, &rollout.target));
-            let is_away = attendance.of(&record.instance) != Presence::Here;
+            let is_away = !attendance.of(&record.instance).polls();
             let place = place(&record.instance, rollout);
             ((is_away, fleet::is_healthy(record) == is_spent, serves, place), &record.instance)
         })

@@ -38,7 +38,7 @@ pub enum Standing {
     Healthy,
     /// It is on its way; where, in a word.
     Pending(Instance, String),
-    /// It was not heard of since this coordinator started.
+    /// It was not heard of since this coordinator started, or has still to tell how it is.
     Unheard(Instance),
     /// It is silent, and holds no permit and has not taken the target.
     Away(Instance),
@@ -145,7 +145,7 @@ pub fn standing(
     match attendance.of(instance) {
         Presence::Silent if has_taken || is_under_way => Standing::Silent(instance.clone()),
         Presence::Silent => Standing::Away(instance.clone()),
-        Presence::Unheard => Standing::Unheard(instance.clone()),
+        Presence::Untold | Presence::Unheard => Standing::Unheard(instance.clone()),
         Presence::Here if has_taken => Standing::Healthy,
         Presence::Here => Standing::Pending(instance.clone(), whereabouts(report, rollout)),
     }
@@ -262,8 +262,9 @@ fn due(
     let after = |from: u64, seconds: u64| from.saturating_add(seconds.saturating_mul(1000));
     let permit = state.open.get(&record.instance).map(|kept| &kept.value);
     if let Some(permit) = permit.filter(|permit| permit.order == rollout.order()) {
-        // Whoever was not heard of yet is about to be.
-        let given_ms = permit.given_ms.filter(|_| presence != Presence::Unheard)?;
+        // Whoever has still to tell how it is is about to.
+        let is_known = matches!(presence, Presence::Here | Presence::Silent);
+        let given_ms = permit.given_ms.filter(|_| is_known)?;
         let at_ms = after(given_ms, rollout.policy.healthy_deadline_s);
         return Some(Due { at_ms, is_prepare: false });
     }

@@ -16,24 +16,28 @@
 use std::collections::BTreeSet;
 
 use towline_protocol::api::{Code, ErrorBody, ReleaseRequest};
-use towline_protocol::fleet::{GroupRecord, InstanceRecord, Quarantined, TargetRecord};
+use towline_protocol::fleet::{GroupRecord, Quarantined, TargetRecord};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::rollout::{Kind, Rollout, State, VERSION};
 use towline_protocol::target::{self, Target};
 use towline_protocol::time::Timestamp;
 
 use super::Decision;
-use crate::fleet::{self, Attendance, Presence};
+use crate::fleet::Attendance;
 use crate::records::{Draft, GroupState, Kept, key};
 
+mod counts;
 mod groups;
 mod steer;
 
+pub use counts::reached;
 pub use groups::{
     PAST_KEPT, Removal, ToInstance, lift, order, outdated, remove_group, set_group,
     unknown_instance,
 };
 pub use steer::{pause, promote, resume};
+
+use counts::restarts;
 
 /// Who does something, when, and in which life of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,32 +154,6 @@ fn archive(state: &GroupState, rollout: &Rollout, draft: &mut Draft) {
     draft.put(key::past(&state.group, rollout.order().generation), &kept);
 }
 
-/// Returns how many instances have served a rollout's revision, as far as they have told.
-#[must_use]
-pub fn reached(state: &GroupState, rollout: &Rollout) -> u32 {
-    let Some(revision) = rollout.revision() else { return 0 };
-    let order = Some(rollout.order());
-    let has_served = |record: &&InstanceRecord| {
-        record.report.as_ref().is_some_and(|report| {
-            let serves = report.order == order && report.serving.as_ref() == Some(revision);
-            let failed = report.failure.as_ref().is_some_and(|failure| {
-                failure.order == order
-                    && failure.revision == *revision
-                    && !failure.cause.is_before_swap()
-            });
-            serves || failed
-        })
-    };
-    let mut reached: BTreeSet<&Instance> =
-        state.members().filter(has_served).map(|record| &record.instance).collect();
-    let failed = rollout.failures.iter().filter(|(_, failed)| failed.is_revision);
-    reached.extend(failed.map(|(instance, _)| instance));
-    let passed = rollout.batches.iter().filter(|batch| batch.passed_ms.is_some());
-    let is_well = |member: &&Instance| !rollout.failures.contains_key(*member);
-    reached.extend(passed.flat_map(|batch| batch.members.iter().filter(is_well)));
-    fleet::count(reached.len())
-}
-
 fn exists(state: &GroupState) -> Result<&Kept<GroupRecord>, ErrorBody> {
     state.record.as_ref().ok_or_else(|| unknown_group(&state.group))
 }
@@ -289,7 +267,7 @@ fn aim(
         return Err(conflict(message, hint));
     }
     choose(state, attendance, request)?;
-    let out = state.without().iter().filter(|instance| attendance.of(instance) != Presence::Here);
+    let out = state.without().iter().filter(|instance| !attendance.of(instance).polls());
     let next = Next {
         kind: Kind::Release,
         revision: Some(revision.clone()),
@@ -314,9 +292,9 @@ fn choose(
         Err(ErrorBody { code: Code::Invalid, message, hint, field })
     };
     for instance in &request.without {
-        let presence = attendance.of(instance);
-        if state.member(instance).is_none() || presence == Presence::Here {
-            let what = if presence == Presence::Here { "polls" } else { "is not known" };
+        let polls = attendance.of(instance).polls();
+        if state.member(instance).is_none() || polls {
+            let what = if polls { "polls" } else { "is not known" };
             let message = format!("could not go on without {instance}: it {what}");
             return wrong(
                 "without",
@@ -368,26 +346,6 @@ fn quarantined(
 
 fn restart_of(state: &GroupState) -> u64 {
     state.target.as_ref().map_or(0, |kept| kept.value.target.restart)
-}
-
-/// The highest restart counter that was given out, or carried out: also one whose restart was aborted, or
-/// that a store did not know which was restored since.
-fn restarts(state: &GroupState) -> u64 {
-    let given = state.record.as_ref().map_or(0, |kept| kept.value.restarts);
-    let floor = state.floor.as_ref().map_or(0, |kept| kept.value.restarts);
-    let given = given.max(floor).max(restart_of(state));
-    let told = state.members().filter_map(|record| Some(record.report.as_ref()?.restart));
-    told.map(|told| plausible(told, given)).max().unwrap_or(0).max(given)
-}
-
-/// How far instances may be ahead of a store that was restored. An agent may be taken over, and tell of any
-/// number: it must not use all of them up.
-const AHEAD_MAX: u64 = 1_000_000;
-
-/// Returns a counter as an instance tells it, where it may be true: it is not much above all that were
-/// given.
-fn plausible(told: u64, given: u64) -> u64 {
-    if told <= given.saturating_add(AHEAD_MAX) { told } else { given }
 }
 
 /// The next generation that leads away from a revision: to `to`, or the newest group-proven one.

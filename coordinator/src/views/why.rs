@@ -126,8 +126,11 @@ fn presence(look: &Look<'_>, record: &InstanceRecord, view: &InstanceView, story
         }
         Presence::Here => {}
         Presence::Unheard => story.because(format!(
-            "it has not polled since the coordinator started, or it says that a report of its own has still to \
-             arrive; its lease is not over; {}",
+            "it has not polled since the coordinator started, and its lease is not over; {}",
+            last_told(record, view)
+        )),
+        Presence::Untold => story.because(format!(
+            "it polls, and has still to tell how it is now; {}",
             last_told(record, view)
         )),
         Presence::Silent => {
@@ -367,7 +370,8 @@ pub(crate) fn full(look: &Look<'_>, story: &mut Story) -> bool {
         } else if silent {
             words.push(format!("{instance} (silent for {ago})"));
         } else if fleet::is_unavailable(record, look.attendance) {
-            let is_unheard = look.attendance.of(instance) == Presence::Unheard;
+            let presence = look.attendance.of(instance);
+            let is_unheard = matches!(presence, Presence::Untold | Presence::Unheard);
             let why = if is_unheard { "has still to tell how it is" } else { "is not healthy" };
             words.push(format!("{instance} ({why})"));
         } else {

@@ -94,7 +94,9 @@ impl Knowledge {
             if is_failing {
                 own.failing.insert(instance.clone());
             }
-            if is_here || !without.is_some_and(|without| without.contains(&instance)) {
+            if attendance.of(&instance).polls()
+                || !without.is_some_and(|without| without.contains(&instance))
+            {
                 own.live += 1;
                 if !is_healthy {
                     own.unavailable.insert(instance.clone());

@@ -16,7 +16,8 @@ use towline_protocol::policy::Policy;
 use towline_protocol::rollout::State;
 use towline_protocol::time::Timestamp;
 
-use super::{conflict, exists, plausible, restarts};
+use super::counts::{plausible, restarts};
+use super::{conflict, exists};
 use crate::records::{Draft, GroupState, key};
 use crate::rollout::reports;
 

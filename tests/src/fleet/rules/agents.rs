@@ -124,7 +124,9 @@ impl World {
             let is_whole = coordinator.stood_still.is_none_or(|stood_still| stood_still < from);
             let is_right = match attendance.of(&host.name) {
                 Presence::Here => heard.is_some() && (!is_whole || passed <= lease),
-                Presence::Unheard => heard.is_none() && (!is_whole || passed <= lease),
+                Presence::Untold => heard.is_some() && (!is_whole || passed <= lease),
+                // Not in this life, or not since it stood still.
+                Presence::Unheard => !is_whole || (heard.is_none() && passed <= lease),
                 Presence::Silent => passed > lease,
             };
             if !is_right {

@@ -1,0 +1,40 @@
+//! What the app has printed: the log that we keep of it, bounded, and its end for whoever looks for a cause.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+
+use tracing::warn;
+
+use super::Tools;
+use crate::error;
+use crate::shown;
+
+/// How much of the app's log is shown where a release fails.
+const LOG_BYTES: u64 = 4096;
+
+/// The app's log is emptied when it is larger than this: nobody else bounds it.
+const LOG_BYTES_MAX: u64 = 10 << 20;
+
+/// Empties the app's log where it has grown too large. The app appends to it, so it goes on at the
+/// beginning.
+pub(super) fn bound(tools: &Tools) {
+    let log = tools.store.app_log();
+    if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX)
+        && let Err(error) =
+            fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0))
+    {
+        warn!(error = error::chain(&error), path = %log.display(), "could not empty the app's log");
+    }
+}
+
+/// Returns the end of what the app has printed, for whoever looks for the cause.
+pub(super) fn end(tools: &Tools) -> Option<String> {
+    let mut file = fs::File::open(tools.store.app_log()).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LOG_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = shown::clean(&String::from_utf8_lossy(&bytes));
+    let lines = super::last_lines(text.trim_end(), 8);
+    (!lines.is_empty()).then_some(lines)
+}
