@@ -120,6 +120,9 @@ fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
     if state.member(&question.instance).is_none() {
         return Some("the instance is not known, or has left".to_owned());
     }
+    if state.target.is_none() {
+        return Some("the group has no target yet".to_owned());
+    }
     if state.order() != question.order {
         return Some(format!("the target has moved to {}", state.order()));
     }
@@ -128,7 +131,11 @@ fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
         (_, Some(rollout)) if rollout.state != State::Running => {
             Some(format!("the rollout is {}", rollout.state.as_str()))
         }
-        // It restarts what it serves, and needs leave for that as for a swap.
+        // It restarts what it serves, and needs leave for that as for a swap. Whoever was set aside may not have
+        // heard of it, and ask for what was due before.
+        (_, Some(rollout)) if rollout.aside.contains(&question.instance) => {
+            Some("it was set aside, and no gate has passed since".to_owned())
+        }
         _ if is_ordered(state, &question.instance) => None,
         _ => Some("its batch is not open".to_owned()),
     }

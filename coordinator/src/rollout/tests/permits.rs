@@ -443,3 +443,20 @@ fn the_wire_has_no_order_of_another_epoch() {
     let order = Order { epoch: 1, ..world.state().order() };
     assert_eq!(world.question("i-0a", order, 99).permit, None);
 }
+
+#[test]
+fn a_group_without_a_target_gives_no_leave() {
+    let mut world = World::fresh(policy(&[]), &THREE);
+    assert_eq!(no(&mut world, "i-0a"), "the group has no target yet");
+}
+
+#[test]
+fn who_was_set_aside_waits_with_an_order_for_its_turn() {
+    // It may not have heard that it was set aside: its question may be one for the target.
+    let mut world = open(3);
+    world.hush("i-0a");
+    world.settle();
+    world.hear("i-0a");
+    world.operate(|state, _| operations::order(state, &instance("i-0a"), ToInstance::Restart));
+    assert_eq!(no(&mut world, "i-0a"), "it was set aside, and no gate has passed since");
+}
