@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use towline_agent::journal::RUN_SHIFT;
 use towline_agent::machine::Event;
+use towline_coordinator::rollout::operations::ToInstance;
 use towline_protocol::poll::{Goodbye, VERSION};
 
 use super::network::{Caller, Request};
+use super::operators::Order;
 use super::{Due, World, group};
 
 /// The most instances that run at a time, and the most that there ever are.
@@ -44,6 +46,7 @@ impl World {
                 let until = self.now + Duration::from_secs(self.random.between(3, 100));
                 self.tell(|world| format!("{} is cut off until {until:?}", world.hosts[host].name));
                 self.hosts[host].cut_until = until;
+                self.order_meanwhile(host);
             }
             (23, Some(host)) if self.random.one_in(2) => self.terminate(host),
             (24..26, _) if up.len() < LIVE_MAX && self.hosts.len() < HOSTS_MAX => {
@@ -100,6 +103,15 @@ impl World {
         let wait = self.random.between(2, 110);
         self.tell(|world| format!("{} is stopped for {wait} s", world.hosts[index].name));
         self.later(Duration::from_secs(wait), Due::AgentGoesOn(index));
+        self.order_meanwhile(index);
+    }
+
+    /// Whoever cannot be heard may be ordered to restart: it will hear of it late, and of all else as well.
+    fn order_meanwhile(&mut self, index: usize) {
+        if self.random.one_in(4) {
+            let instance = self.hosts[index].name.clone();
+            self.order(Order::Instance(instance, ToInstance::Restart));
+        }
     }
 
     /// It goes on, with whatever has come meanwhile, in any order.

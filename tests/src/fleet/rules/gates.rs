@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 
-use super::super::World;
+use towline_coordinator::records::key;
+
 use super::super::coordinator::What;
+use super::super::{World, group};
+use super::counted::check_stopped;
 use super::{Before, Knowledge, may_go_back, milliseconds};
 
 impl World {
@@ -26,10 +29,16 @@ impl World {
                 check_history(old, &new, is_by_gate)?;
                 check_gates(old, &new, knowledge)?;
                 if is_by_gate {
-                    self.check_failures(old, &new, knowledge)?;
+                    self.check_gate(old, &new, knowledge)?;
                 }
             }
-            None => self.check_begun(old, &new, is_by_gate)?,
+            None => {
+                self.check_begun(old, &new, is_by_gate)?;
+                let past = old.filter(|_| is_by_gate).map(|old| (old, self.past(old)));
+                if let Some((old, past)) = past {
+                    self.check_gate(old, &past?, knowledge)?;
+                }
+            }
         }
         if new.state == State::Converged {
             let passed = |batch: &Batch| batch.passed_ms.is_some();
@@ -53,32 +62,60 @@ impl World {
         Ok(())
     }
 
-    /// Whoever has told of nothing bad fails by a deadline, and by none that has not passed.
-    fn check_failures(
+    /// A rollout as it was kept when it ended.
+    fn past(&self, rollout: &Rollout) -> Result<Rollout, String> {
+        let at = key::past(&group(), rollout.order().generation);
+        let value = self.store.value(&at).ok_or("a rollout that has ended is not kept")?;
+        serde_json::from_slice(value).map_err(|error| error.to_string())
+    }
+
+    /// What the gate does by itself: it counts who has failed, sets aside who is silent, stops.
+    fn check_gate(
         &self,
         old: &Rollout,
         new: &Rollout,
         knowledge: &Knowledge,
     ) -> Result<(), String> {
         for (instance, failed) in &new.failures {
-            if old.failures.contains_key(instance) || knowledge.failing.contains(instance) {
+            if old.failures.contains_key(instance) {
                 continue;
             }
-            let opened_ms = old.batches.get(failed.batch_index as usize);
-            let opened_ms = opened_ms.and_then(|batch| batch.opened_ms).unwrap_or_default();
-            // A batch that was refilled counts anew; a permit that was given before that does not.
-            let given_ms = knowledge.given_ms.get(instance).copied().unwrap_or(opened_ms);
-            let opened_ms = opened_ms.min(given_ms);
-            let least_s = old.policy.prepare_deadline_s.min(old.policy.healthy_deadline_s);
-            if knowledge.deadline_ms < opened_ms + least_s * 1_000 {
-                return Err(format!("{instance} failed before its deadline: {failed:?}"));
-            }
-            let prepared_by = opened_ms + old.policy.prepare_deadline_s * 1_000;
-            if failed.detail.starts_with("not prepared") && knowledge.deadline_ms < prepared_by {
-                return Err(format!("{instance} failed too soon: {failed:?}"));
+            if knowledge.counted.failed.get(instance) != Some(&failed.is_revision) {
+                return Err(format!("{instance} is counted for nothing: {failed:?}"));
             }
         }
+        for instance in new.aside.difference(&old.aside) {
+            if !knowledge.counted.away.contains(instance) {
+                return Err(format!("{instance} is set aside, and is not away"));
+            }
+        }
+        if old.state == State::Running && matches!(new.state, State::Halted | State::Aborted) {
+            self.check_stop(old, new, knowledge)?;
+        }
         Ok(())
+    }
+
+    fn check_stop(
+        &self,
+        old: &Rollout,
+        new: &Rollout,
+        knowledge: &Knowledge,
+    ) -> Result<(), String> {
+        let record = self.store.truth().record.as_ref().ok_or("the group is gone")?;
+        let revision = old.revision();
+        let is_quarantined = revision.is_some_and(|own| record.value.is_quarantined(own));
+        let is_banned = is_quarantined && !old.is_proven;
+        if new.state == State::Halted {
+            return check_stopped(old, new, knowledge, is_banned);
+        }
+        // "Quarantine: the revision, when the gate fails", if anything says something against it.
+        let is_at_fault =
+            new.failures.values().any(|failed| failed.is_revision && !failed.is_excused);
+        let is_known = new.reason.starts_with("the revision failed");
+        if is_quarantined != is_at_fault && !is_known {
+            return Err(format!("{:?} is in quarantine: {is_quarantined}", revision));
+        }
+        check_stopped(old, new, knowledge, is_known)
     }
 
     /// A rollout takes the place of another one.
