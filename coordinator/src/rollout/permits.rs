@@ -3,7 +3,7 @@
 //! ```text
 //!   question ──► the target is its own, its batch is open, nothing is paused, budget is left
 //!                  ├─ yes ──► stored (compared with all of that), then answered
-//!                  └─ no  ──► a permit that was stored for an earlier question closes, unused
+//!                  └─ no  ──► a permit that was stored for an earlier question closes, if it is unused
 //! ```
 //!
 //! Invariants
@@ -54,8 +54,9 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     }
     if let Some(reason) = obstacle(state, question) {
         let mut draft = Draft::new();
-        // A copy of the very question that it answered renounces nothing: it may be in use.
-        if stored.is_some_and(|permit| permit.seq < question.seq) {
+        // A copy of the very question that it answered renounces nothing: it may be in use. So may be what was
+        // given for an earlier one, with a restore still owed, until a report says that nothing is.
+        if stored.is_some_and(|permit| permit.seq < question.seq && is_unused(state, permit)) {
             close(state, instance, &mut draft);
         }
         return refuse(draft, reason);
@@ -113,6 +114,12 @@ fn is_over(state: &GroupState, question: &Question) -> bool {
     record.report.as_ref().is_some_and(|report| {
         question.seq <= report.renounced || (record.seq > question.seq && !report.uses_permit)
     })
+}
+
+/// Has its holder told that it does not wait for it any more, and that what serves is well?
+fn is_unused(state: &GroupState, permit: &Permit) -> bool {
+    let report = state.member(&permit.instance).and_then(|record| record.report.as_ref());
+    report.is_some_and(|report| permit.seq <= report.renounced && report.health == Health::Healthy)
 }
 
 /// What stands against leave, budget aside.

@@ -152,7 +152,7 @@ impl World {
         self.wake_polls(at);
         if is_due {
             let life = self.coordinators[at].life;
-            let wait = if self.has_faults { self.random.between(900, 4_500) } else { 2_000 };
+            let wait = if self.has_faults { self.random.between(900, 4_500) } else { 4_000 };
             self.later(Duration::from_millis(wait), Due::Look { at, life });
         }
         self.check_attendance(at)?;

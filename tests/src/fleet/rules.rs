@@ -11,7 +11,7 @@ use towline_protocol::fleet::{GroupRecord, Permit};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::policy::OnFailure;
 use towline_protocol::report::{Health, Phase, Report};
-use towline_protocol::rollout::{Kind, Rollout};
+use towline_protocol::rollout::{Batch, Kind, Rollout};
 use towline_protocol::target::Target;
 
 use super::coordinator::What;
@@ -285,7 +285,11 @@ impl World {
     /// "Fetch or install failed: quarantine never": only what was live somewhere can be at fault.
     fn check_quarantine(&self) -> Result<(), String> {
         let record = self.store.truth().record.as_ref().ok_or("the group is gone")?;
-        for quarantined in &record.value.quarantine {
+        for (index, quarantined) in record.value.quarantine.iter().enumerate() {
+            let mut others = record.value.quarantine.iter().skip(index + 1);
+            if others.any(|other| other.revision == quarantined.revision) {
+                return Err(format!("{} is in quarantine twice", quarantined.revision.short()));
+            }
             if !self.book.activated.contains(&quarantined.revision) {
                 let short = quarantined.revision.short();
                 return Err(format!("{short} is in quarantine, and was never live"));
@@ -335,6 +339,15 @@ pub(super) fn may_go_back(rollout: &Rollout) -> bool {
     rollout.kind == Kind::Release
         && !rollout.is_proven
         && rollout.policy.on_failure == OnFailure::Rollback
+}
+
+/// How long a batch bakes: "a rollback has no bake".
+pub(super) fn bake_time(rollout: &Rollout, batch: &Batch) -> Duration {
+    Duration::from_secs(match rollout.kind {
+        Kind::Rollback => 0,
+        _ if batch.share_index == 0 => rollout.policy.bake_s.canary,
+        _ => rollout.policy.bake_s.batch,
+    })
 }
 
 /// A time of a rollout's clock.

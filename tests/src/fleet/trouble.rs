@@ -63,6 +63,12 @@ impl World {
             (31, _) if self.random.one_in(3) => {
                 self.outage_until = self.now + Duration::from_secs(self.random.between(3, 40));
                 self.tell(|_| "the database is down".to_owned());
+                // Just when the group grows: what is good everywhere else fails on newborns.
+                let room = LIVE_MAX.saturating_sub(up.len()).min(HOSTS_MAX - self.hosts.len());
+                for _ in 0..room.min(3) {
+                    let baked = self.any_revision();
+                    self.join(&baked)?;
+                }
             }
             (32.., Some(host)) => self.ask_out_of_turn(host),
             _ => {}

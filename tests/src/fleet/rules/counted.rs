@@ -11,7 +11,7 @@ use towline_protocol::ids::Instance;
 use towline_protocol::report::{Health, Phase, Report};
 use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 
-use super::{Knowledge, has_taken, milliseconds};
+use super::{Knowledge, bake_time, has_taken, milliseconds};
 
 /// What a coordinator has to make of the open batch, as it knows it.
 #[derive(Debug, Default)]
@@ -200,7 +200,7 @@ pub(super) fn check_waits(
         // Nobody of it may be left.
         (None, Some(bakes_ms)) if batch.members.iter().any(|own| knowledge.taken.contains(own)) => {
             let baked = milliseconds(now.bake_ms.saturating_sub(bakes_ms));
-            let whole = towline_coordinator::rollout::gate::bake_time(rollout, index);
+            let whole = bake_time(rollout, batch);
             if baked < whole && !batch.is_promoted { Ok(()) } else { wrong("it has baked".into()) }
         }
         // Twice, for whoever holds a permit may be about to be healthy.

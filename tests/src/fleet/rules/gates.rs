@@ -1,7 +1,5 @@
 //! What must hold of rollouts: how they change, what passes a gate, what leads back.
 
-use std::time::Duration;
-
 use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 
 use towline_coordinator::records::key;
@@ -9,7 +7,7 @@ use towline_coordinator::records::key;
 use super::super::coordinator::What;
 use super::super::{World, group};
 use super::counted::check_stopped;
-use super::{Before, Knowledge, may_go_back, milliseconds};
+use super::{Before, Knowledge, bake_time, may_go_back, milliseconds};
 
 impl World {
     pub(super) fn check_rollout(
@@ -265,14 +263,10 @@ fn check_gates(old: &Rollout, new: &Rollout, knowledge: &Knowledge) -> Result<()
         else {
             return wrong("it has not baked");
         };
-        let bake_s = match new.kind {
-            Kind::Rollback => 0,
-            _ if batch.share_index == 0 => new.policy.bake_s.canary,
-            _ => new.policy.bake_s.batch,
-        };
+        let whole = bake_time(new, batch);
         let baked = milliseconds(passed_ms.saturating_sub(bakes_ms));
-        if baked < Duration::from_secs(bake_s) && !batch.is_promoted {
-            return wrong(&format!("it has baked for {baked:?} of {bake_s} s"));
+        if baked < whole && !batch.is_promoted {
+            return wrong(&format!("it has baked for {baked:?} of {whole:?}"));
         }
     }
     Ok(())

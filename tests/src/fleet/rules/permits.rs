@@ -32,7 +32,7 @@ impl World {
         let (truth, instance) = (self.store.truth(), &permit.instance);
         let mut restarts_only = false;
         let wrong = |why: &str| Err(format!("{instance} is given permit {}: {why}", permit.id));
-        if permit.order != truth.order() {
+        if permit.order != truth.order() || truth.target.is_none() {
             return wrong("its target is not the newest");
         }
         let Some(record) = truth.member(instance) else {
@@ -91,6 +91,9 @@ impl World {
             });
             if !is_open && !is_ordered {
                 return wrong("its batch is not open");
+            }
+            if !is_open && rollout.aside.contains(instance) {
+                return wrong("it was set aside, and may ask for what was due before");
             }
         }
         // "None is granted at or above max_unavailable. An unhealthy instance may always ask."
@@ -169,8 +172,13 @@ impl World {
             return Ok(());
         }
         // "Unless the rollout is paused or the target has moved: then it closes unused."
-        if held.is_some_and(|held| held.seq < question.seq) && leave.draft.is_empty() {
-            return wrong("and what it held stays open");
+        let is_unused = |held: &Permit| {
+            let told = record.report.as_ref();
+            let is_well = told.is_some_and(|report| report.health == Health::Healthy);
+            is_well && told.is_some_and(|report| held.seq <= report.renounced)
+        };
+        if held.is_some_and(is_unused) == leave.draft.is_empty() {
+            return wrong("what it held is unused, and stays open; or it is closed, and in use");
         }
         // "Orders to that instance" do not wait for its batch.
         let done = record.report.as_ref().map_or(0, |report| report.orders.restart);

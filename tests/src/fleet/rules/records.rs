@@ -61,6 +61,9 @@ impl World {
                 if last.is_some_and(|last| message.seq <= *last) {
                     return Err(format!("{message:?} comes after {last:?}"));
                 }
+                if truth.member(instance).is_none() {
+                    return Err(format!("{message:?} is taken up, and its instance is not there"));
+                }
                 let permit = truth.open.get(instance).map(|kept| &kept.value);
                 if permit.is_some_and(|permit| closes(message, permit)) {
                     return Err(format!("{permit:?} stays open after {message:?}"));

@@ -77,7 +77,11 @@ impl World {
         if is_new && target.fallback.is_some() && !is_open {
             return Err(format!("{name} is told to boot {target:?}, which nobody has proven"));
         }
-        let is_spare = word.boot.is_none() || word.boot == target.fallback;
+        // Newborns that fail on the fallback as well boot another one.
+        let unbootable = truth.record.as_ref().and_then(|kept| kept.value.unbootable.as_ref());
+        let is_spare = word.boot.is_none()
+            || word.boot == target.fallback
+            || unbootable == target.fallback.as_ref();
         if !rollout.is_proven && target.fallback.is_some() && !is_new && !is_spare {
             return Err(format!("{name} is told to boot {:?}", word.boot));
         }
