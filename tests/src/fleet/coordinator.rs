@@ -22,7 +22,6 @@ use towline_protocol::poll::{PERMIT_VALID_S, Permission, VERSION};
 use towline_protocol::time::Timestamp;
 
 use super::network::{Caller, Reply, Request, Sent};
-use super::operators::Order;
 use super::rules::Knowledge;
 use super::{Due, WAIT_S, World, group};
 
@@ -45,7 +44,7 @@ pub(super) struct Coordinator {
     /// The newest commit that its records have taken up.
     view: Version,
     is_following: bool,
-    jobs: BTreeMap<u64, Job>,
+    pub(super) jobs: BTreeMap<u64, Job>,
     parked: Vec<Parked>,
     is_driving: bool,
     clock_stored: Duration,
@@ -69,8 +68,8 @@ struct Parked {
 
 /// Something that is to be committed, and how far that has come.
 #[derive(Debug)]
-struct Job {
-    what: What,
+pub(super) struct Job {
+    pub(super) what: What,
     stage: Stage,
     races: u32,
 }
@@ -301,45 +300,6 @@ impl World {
                 if is_behind { Ok(()) } else { self.go_on(at, number) }
             }
             Stage::Await(_, reply) => self.finish(at, job.what, reply),
-        }
-    }
-
-    /// Is this a moment to interfere: it was decided, and it is not stored yet?
-    fn is_bad_moment(&mut self, at: usize, number: u64) -> bool {
-        let Some(What::Request(sent)) =
-            self.coordinators[at].jobs.get(&number).map(|job| &job.what)
-        else {
-            return self.random.one_in(15);
-        };
-        match (&sent.request, sent.caller) {
-            (Request::Ask(_), Caller::Agent { host, .. }) => {
-                let is_bad = self.random.one_in(8);
-                if is_bad {
-                    self.interfere(host);
-                }
-                is_bad
-            }
-            // Leave that is given meanwhile may be one that this closes.
-            (Request::Report(_) | Request::Goodbye(_), Caller::Agent { host, .. }) => {
-                let is_bad = self.random.one_in(20);
-                if is_bad {
-                    self.ask_out_of_turn(host);
-                }
-                is_bad
-            }
-            (Request::Operate(operation), _) => {
-                let host = match &operation.order {
-                    Order::Forget(instance) => {
-                        self.hosts.iter().position(|host| host.name == *instance)
-                    }
-                    _ => None,
-                };
-                if let Some(host) = host {
-                    self.ask_out_of_turn(host);
-                }
-                host.is_some() || self.random.one_in(15)
-            }
-            _ => self.random.one_in(15),
         }
     }
 

@@ -7,6 +7,7 @@ use towline_agent::machine::Event;
 use towline_coordinator::rollout::operations::ToInstance;
 use towline_protocol::poll::{Goodbye, VERSION};
 
+use super::coordinator::What;
 use super::network::{Caller, Request};
 use super::operators::Order;
 use super::{Due, World, group};
@@ -74,6 +75,59 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Is this a moment to interfere: it was decided, and it is not stored yet?
+    pub(super) fn is_bad_moment(&mut self, at: usize, number: u64) -> bool {
+        let Some(What::Request(sent)) =
+            self.coordinators[at].jobs.get(&number).map(|job| &job.what)
+        else {
+            // The gate decides, and somebody else does as well.
+            let is_bad = self.random.one_in(15);
+            if is_bad && self.random.one_in(3) {
+                let order = self.random.pick(&[Order::Pause, Order::Resume, Order::Abort]).cloned();
+                order.into_iter().for_each(|order| self.order(order));
+            }
+            return is_bad;
+        };
+        match (&sent.request, sent.caller) {
+            (Request::Ask(_), Caller::Agent { host, .. }) => {
+                let is_bad = self.random.one_in(8);
+                if is_bad {
+                    self.interfere(host);
+                }
+                is_bad
+            }
+            // Leave that is given meanwhile may be one that this closes.
+            (Request::Report(_) | Request::Goodbye(_), Caller::Agent { host, .. }) => {
+                let is_bad = self.random.one_in(20);
+                if is_bad {
+                    self.ask_out_of_turn(host);
+                }
+                is_bad
+            }
+            (Request::Operate(operation), _) => {
+                let is_change = matches!(
+                    operation.order,
+                    Order::Release { .. } | Order::Abort | Order::Rollback(_)
+                );
+                let host = match &operation.order {
+                    Order::Forget(instance) => {
+                        self.hosts.iter().position(|host| host.name == *instance)
+                    }
+                    _ => None,
+                };
+                if let Some(host) = host {
+                    self.ask_out_of_turn(host);
+                }
+                let is_bad = host.is_some() || self.random.one_in(15);
+                if is_bad && is_change {
+                    self.order(Order::Resume);
+                }
+                is_bad
+            }
+            _ => self.random.one_in(15),
+        }
     }
 
     /// All processes of an instance end, and it boots; it may have said goodbye.

@@ -1,5 +1,6 @@
 //! What must hold of rollouts: how they change, what passes a gate, what leads back.
 
+use towline_protocol::fleet::GroupRecord;
 use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 
 use towline_coordinator::records::key;
@@ -141,27 +142,60 @@ impl World {
             }
         }
         let record = &truth.record.as_ref().ok_or("the group is gone")?.value;
+        // "Quarantine: the revision, when the gate fails", once nobody goes on with it.
+        if let Some(old) = old.filter(|old| old.culprit.is_some() && old.state == State::Halted)
+            && old.revision() != new.revision()
+            && !old.revision().is_some_and(|revision| record.is_quarantined(revision))
+        {
+            return Err(format!("what has failed is not in quarantine: {:?}", old.culprit));
+        }
         let target = &new.target;
         if target.revision.is_some() == target.not.is_some() {
             return Err(format!("{target:?} leads nowhere"));
         }
+        let is_banned = |revision| record.is_quarantined(revision);
         if let Some(fallback) = &target.fallback
-            && (target.revision.as_ref() == Some(fallback) || !record.is_proven(fallback))
+            && (target.revision.as_ref() == Some(fallback)
+                || !record.is_proven(fallback)
+                || is_banned(fallback))
         {
-            return Err(format!(
-                "{} is a fallback, and no rollout to it converged",
-                fallback.short()
-            ));
+            return Err(format!("{} is no fallback for {target:?}", fallback.short()));
         }
-        if new.kind == Kind::Rollback
-            && let Some(old) = old.filter(|old| old.kind == Kind::Release)
-            && let Some(revision) = &target.revision
-            && (Some(revision) == old.revision() || !record.is_proven(revision))
-        {
-            return Err(format!("a rollback to {}", revision.short()));
+        match (new.kind, old) {
+            (Kind::Rollback, Some(old)) => check_way_back(old, new, record),
+            (Kind::Release, _) if new.revision().is_some_and(is_banned) => {
+                Err("a release of what is in quarantine".to_owned())
+            }
+            (Kind::Release, Some(old))
+                if old.state.is_ended() && old.revision() == new.revision() =>
+            {
+                Err("a release of what is the target already".to_owned())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Where a way back leads: to what is proven and not in quarantine; away from what it leaves.
+fn check_way_back(old: &Rollout, new: &Rollout, record: &GroupRecord) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("a way back to {:?}: {why}", new.target));
+    let is_left = old.revision().is_some() && old.revision() == new.revision();
+    // "Whoever was not restarted stays as it is."
+    if old.kind == Kind::Restart && !old.state.is_ended() && is_left {
+        let is_undone = new.target.restart + 1 == old.target.restart;
+        return if is_undone { Ok(()) } else { wrong("the restart is not taken back") };
+    }
+    if is_left {
+        return wrong("it is what is left");
+    }
+    let Some(revision) = new.revision() else { return Ok(()) };
+    if !record.is_proven(revision) || record.is_quarantined(revision) {
+        return wrong("no rollout to it converged, or it is in quarantine");
+    }
+    if new.target.fallback.is_some() && new.target.fallback.as_ref() == old.revision() {
+        return wrong("its own way back is what is left");
+    }
+    Ok(())
 }
 
 fn check_state(old: &Rollout, new: &Rollout, is_by_gate: bool) -> Result<(), String> {
