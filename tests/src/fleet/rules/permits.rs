@@ -68,9 +68,6 @@ impl World {
             if rollout.state != State::Running {
                 return wrong("the rollout is not running");
             }
-            if rollout.without.contains(instance) {
-                return wrong("the rollout goes on without it");
-            }
             let batch = rollout.batches.iter().position(|batch| batch.members.contains(instance));
             let passed = |batch: &Batch| batch.passed_ms.is_some();
             let is_open = match batch {
@@ -83,6 +80,8 @@ impl World {
                 }
                 None => rollout.aside.contains(instance) && rollout.batches.iter().any(passed),
             };
+            // "--without takes an instance out of batches."
+            let is_open = is_open && !rollout.without.contains(instance);
             // Whoever is ordered to may start anew what it serves, and do nothing else.
             restarts_only = !is_open;
             let is_ordered = truth.member(instance).is_some_and(|record| {
