@@ -112,7 +112,7 @@ impl World {
             new.failures.values().any(|failed| failed.is_revision && !failed.is_excused);
         let is_known = new.reason.starts_with("the revision failed");
         if is_quarantined != is_at_fault && !is_known {
-            return Err(format!("{:?} is in quarantine: {is_quarantined}", revision));
+            return Err(format!("{revision:?} is in quarantine: {is_quarantined}"));
         }
         check_stopped(old, new, knowledge, is_known)
     }
