@@ -107,6 +107,8 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
         }
         Verdict::SetAside(silent) => {
             let mut next = rollout.clone();
+            // Whoever takes a place in it is waited for as they were.
+            next.taken = next.taken.saturating_sub(fleet::count(silent.len()));
             for instance in silent {
                 next.batches[index].members.remove(&instance);
                 next.note(now.at, format!("{instance} is silent, and set aside"));
@@ -127,7 +129,7 @@ pub fn evaluate(state: &GroupState, attendance: &Attendance, now: Now) -> Decisi
             Decision::Step(Box::new(next))
         }
         Verdict::Unbake => {
-            let mut next = moved(rollout, &standings, now);
+            let mut next = rollout.clone();
             next.batches[index].bakes_ms = None;
             let name = next.batches[index].name.clone();
             next.note(
@@ -176,11 +178,15 @@ fn back_again(rollout: &Rollout, attendance: &Attendance) -> Option<Rollout> {
     Some(next)
 }
 
-/// Notes how far the open batch has come.
+/// Notes how far the open batch has come. Only further than ever is progress: whoever is well, and is not,
+/// and is again, would else put off the deadline for good.
 fn moved(rollout: &Rollout, standings: &[Standing], now: Now) -> Rollout {
     let mut next = rollout.clone();
-    next.taken = gate::done(standings);
-    next.progressed_ms = now.deadline_ms;
+    let settled = gate::settled(standings);
+    if settled > next.taken {
+        next.taken = settled;
+        next.progressed_ms = now.deadline_ms;
+    }
     next
 }
 
@@ -254,6 +260,7 @@ fn refill(
         let batch = &mut next.batches[index];
         batch.bakes_ms = None;
         batch.is_promoted = false;
+        next.progressed_ms = now.deadline_ms;
         // Whoever comes now has as long as whoever came first.
         batch.opened_ms = Some(now.deadline_ms);
         let text = format!("{}: refilled with {}", batch.name, batches::told(&batch.members));
@@ -322,7 +329,7 @@ fn wait(
     within: Option<Duration>,
     reason: String,
 ) -> Decision {
-    if gate::done(standings) > rollout.taken {
+    if gate::settled(standings) > rollout.taken {
         return Decision::Step(Box::new(moved(rollout, standings, now)));
     }
     let index = open_batch(rollout);
@@ -333,7 +340,12 @@ fn wait(
     {
         return Decision::Wait { within, reason };
     }
-    let deadline = Duration::from_secs(rollout.policy.progress_deadline_s);
+    let mut deadline = Duration::from_secs(rollout.policy.progress_deadline_s);
+    let baked = index.filter(|index| {
+        // All of it was settled once: in what has passed since there is its bake time as well.
+        fleet::count(rollout.batches[*index].members.len()) <= rollout.taken
+    });
+    deadline += baked.map_or(Duration::ZERO, |index| gate::bake_time(rollout, index));
     let quiet = Duration::from_millis(now.deadline_ms.saturating_sub(rollout.progressed_ms));
     let is_swapping =
         index.is_some_and(|index| gate::is_swapping(state, rollout, index, attendance, now));

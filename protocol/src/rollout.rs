@@ -126,7 +126,7 @@ pub struct Rollout {
     /// When it last moved, on the clock of deadlines.
     #[serde(default)]
     pub progressed_ms: u64,
-    /// How many of the open batch had taken the target, or left, when it last moved.
+    /// Of how many of the open batch nothing more was waited for, when it had come furthest.
     #[serde(default)]
     pub taken: u32,
     /// How many instances had served its revision when it was ended before its time; `None`: it was not.

@@ -204,6 +204,7 @@ impl World {
         let budget = [Share::Count(1), Share::Count(2), Share::Percent(25), Share::Percent(50)];
         let budget = self.random.pick(&budget).copied().unwrap_or(Share::Count(1));
         let seconds = |random: &mut Random| random.pick(&[0, 5, 15, 30]).copied().unwrap_or(5);
+        let window_s = if self.random.one_in(2) { 600 } else { 60 };
         let policy = Policy {
             mirror: false,
             canary: if self.random.one_in(4) { 2 } else { 1 },
@@ -220,7 +221,7 @@ impl World {
             healthy_deadline_s: 60,
             prepare_deadline_s: 150,
             progress_deadline_s: 200,
-            boot_quarantine: BootQuarantine { instances: 2, window_s: 600 },
+            boot_quarantine: BootQuarantine { instances: 2, window_s },
             ..Policy::default()
         };
         policy.check().expect("a policy that can be")

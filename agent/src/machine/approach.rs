@@ -17,7 +17,7 @@ impl Machine {
             // Nothing good serves, and the newest target is no way out.
             return self.restore(swap, How::Restart, 1, effects);
         }
-        if let Some(aim) = self.restart_ordered() {
+        if let Some(aim) = self.restart_ordered().filter(|_| !self.is_swap_due()) {
             return self.ask(aim, 1, effects);
         }
         let Some(target) = self.journal.target.clone() else { return self.rest(effects) };
@@ -57,6 +57,20 @@ impl Machine {
         let live = self.live.release.clone().filter(|_| serves && is_due)?;
         let ordered = self.hint.orders.restart;
         Some(Aim { restart: self.journal.restart, ordered, ..self.aim(live) })
+    }
+
+    /// Is the way to the target open, so that an order to restart is carried out by the swap to it?
+    ///
+    /// Once for both: two swaps would be two permits, and one more moment without what serves. Where the
+    /// duty is less than "take" the batch may be hours away, and the order does not wait for it; nor for what
+    /// could not be prepared, was rejected or was refused.
+    pub(super) fn is_swap_due(&self) -> bool {
+        let Some(release) = self.wanted() else { return false };
+        let could_not = |f: &Failure| f.cause.is_before_swap() && release.is(&f.revision);
+        self.duty() == Duty::Take
+            && (!self.serves(&release) || self.restart_wanted() > self.journal.restart)
+            && self.journal.rejection(self.order(), &release).is_none()
+            && !self.failure.as_ref().is_some_and(could_not)
     }
 
     /// Was it prepared since the start, and is it still there?
@@ -101,7 +115,8 @@ impl Machine {
         if alike {
             self.alike = aim.release.own().cloned();
             self.degraded = None;
-            return self.rest(effects);
+            // An order to restart that came meanwhile finds nothing to be carried out by.
+            return self.consider(effects);
         }
         if let Release::Own(revision) = &aim.release {
             self.releases.retain(|release| release != revision);
@@ -176,8 +191,8 @@ impl Machine {
     /// Has leave that was given for this swap ended before it began?
     pub(super) fn has_lapsed(&self, swap: &Swap, leave: Option<Leave>) -> bool {
         let is_late = |leave: Leave| leave.until.is_some_and(|until| until < self.now);
-        let is_ordered = swap.ordered > self.journal.orders.restart;
-        leave.is_some_and(|leave| is_late(leave) || (self.duty() != Duty::Take && !is_ordered))
+        let is_due = self.duty() == Duty::Take || self.is_order(&swap.to, swap.ordered);
+        leave.is_some_and(|leave| is_late(leave) || !is_due)
     }
 
     /// A leave that came too late, or is not wanted any more, is given back; where it is still due, leave

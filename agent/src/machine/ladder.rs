@@ -17,6 +17,7 @@
 
 use std::time::Duration;
 
+use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Health};
 
 use super::{Aim, Effect, Machine, Retry, State};
@@ -34,6 +35,8 @@ pub(super) struct Ladder {
     started: Duration,
     deadline: Duration,
     rung: Option<Rung>,
+    /// What the source's word had for a boot when the first rung was begun.
+    boot: Option<Revision>,
     /// When the present rung was begun.
     rung_began: Duration,
     tried: Vec<Release>,
@@ -57,7 +60,8 @@ impl Ladder {
     /// A ladder that is to have settled at `deadline`, begun at `started`.
     pub(super) fn new(started: Duration, deadline: Duration) -> Self {
         let (tried, reasons) = (Vec::new(), Vec::new());
-        Self { started, deadline, rung: None, rung_began: started, tried, reasons }
+        let (rung, boot) = (None, None);
+        Self { started, deadline, rung, boot, rung_began: started, tried, reasons }
     }
 
     /// Is no release left to try?
@@ -71,7 +75,10 @@ impl Ladder {
         match self.rung {
             // The source's word, the assignment, and then the fallback: of the same time.
             None => Some(self.started + whole / 4),
-            Some(Rung::Assignment) => Some(self.started + whole * 3 / 4),
+            // One that is assigned late has its time as well.
+            Some(Rung::Assignment) => {
+                Some((self.started + whole * 3 / 4).max(self.rung_began + whole / 4))
+            }
             // An assignment that failed once it was live may have taken more than its share.
             Some(Rung::Fallback | Rung::Shunned) => {
                 Some((self.started + whole).max(self.rung_began + whole / 4))
@@ -104,10 +111,14 @@ impl Machine {
 
     /// Goes one rung down, and on until one has a release to try.
     pub(super) fn next_rung(&mut self, effects: &mut Vec<Effect>) {
+        let boot = self.boot();
         loop {
             let Some(ladder) = &mut self.ladder else { return };
             let rung = match ladder.rung {
-                None => Rung::Assignment,
+                None => {
+                    ladder.boot.clone_from(&boot);
+                    Rung::Assignment
+                }
                 Some(Rung::Assignment) => Rung::Fallback,
                 Some(Rung::Fallback) => Rung::Proven,
                 Some(Rung::Proven) => Rung::Baked,
@@ -323,7 +334,24 @@ impl Machine {
             // A newer target came meanwhile, and is the first rung.
             return self.climb(effects);
         }
+        if self.has_new_assignment()
+            && let Some(ladder) = &mut self.ladder
+        {
+            // So is what the boot is assigned since; what was tried is not tried again.
+            ladder.rung = None;
+        }
         self.next_rung(effects);
+    }
+
+    /// Is the boot assigned something else since it began, that may be tried?
+    fn has_new_assignment(&self) -> bool {
+        let is_other = self.ladder.as_ref().is_some_and(|ladder| ladder.boot != self.boot());
+        is_other && matches!(self.candidate(Rung::Assignment), Ok(Some(_)))
+    }
+
+    /// What the source's word has for a boot.
+    fn boot(&self) -> Option<Revision> {
+        self.journal.word.as_ref().and_then(|word| word.boot.clone())
     }
 
     fn nothing_left(&mut self, effects: &mut Vec<Effect>) {

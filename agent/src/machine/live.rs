@@ -30,7 +30,9 @@ impl Machine {
         // A restore that did not succeed is still owed to what served before it.
         let owed = self.journal.swap.as_ref().and_then(|swap| swap.from.clone());
         let live = self.live.release.clone().filter(|_| self.live.is_running);
-        let is_ordered = aim.ordered > self.journal.orders.restart;
+        // Whichever swap comes first carries out what was ordered of this instance.
+        let ordered = aim.ordered.max(self.hint.orders.restart);
+        let is_ordered = ordered > self.journal.orders.restart;
         let how = if (aim.restart > self.journal.restart || is_ordered) && live.is_some() {
             How::Restart
         } else {
@@ -52,7 +54,7 @@ impl Machine {
             from: owed.or(from),
             failed: None,
             restart: aim.restart,
-            ordered: aim.ordered,
+            ordered,
             resumes: 0,
         };
         self.journal.adopted |= swap.from == Some(Release::Adopted);

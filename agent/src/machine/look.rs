@@ -177,13 +177,9 @@ impl Machine {
         }
     }
 
-    /// Is a restart of the app ordered that `retry` does not wait for?
+    /// Is a restart of the app ordered that `retry` does not wait for? Any swap carries it out.
     fn is_ordered_besides(&self, retry: &Retry) -> bool {
-        let ordered = match retry {
-            Retry::Ask { aim, .. } => aim.ordered,
-            _ => 0,
-        };
-        self.has_ordered() && ordered < self.hint.orders.restart
+        self.has_ordered() && !matches!(retry, Retry::Ask { .. })
     }
 
     /// Is there a proven release on disk besides the live one?

@@ -182,7 +182,10 @@ impl Machine {
                 self.stop(effects);
                 self.consider(effects);
             }
-            State::Asking { aim, .. } if !self.may_swap(&aim) => {
+            State::Asking { aim, .. }
+                if !self.may_swap(&aim)
+                    || (self.is_order(&aim.release, aim.ordered) && self.is_swap_due()) =>
+            {
                 self.stop(effects);
                 self.consider(effects);
             }
@@ -228,7 +231,13 @@ impl Machine {
 
     /// Is this something that the source wants swapped now, or an order to this instance?
     pub(super) fn may_swap(&self, aim: &Aim) -> bool {
-        self.duty() == Duty::Take || aim.ordered > self.journal.orders.restart
+        self.duty() == Duty::Take || self.is_order(&aim.release, aim.ordered)
+    }
+
+    /// Is this an order to restart that is not carried out? It says nothing about any release but the one that
+    /// serves.
+    pub(super) fn is_order(&self, release: &Release, ordered: u64) -> bool {
+        ordered > self.journal.orders.restart && self.live.release.as_ref() == Some(release)
     }
 
     /// Is what waits still asked for?

@@ -229,12 +229,13 @@ fn shown(rollout: &Rollout, record: &InstanceRecord, bakes: bool) -> Option<(Str
         let serves =
             fleet::serves(report, &rollout.target) && report.restart >= rollout.target.restart;
         let was_well = bakes || (rollout.kind == Kind::Release && !rollout.is_proven);
-        if serves
-            && was_well
-            && report.health == Health::Unhealthy
-            && report.phase == Phase::Idle
-            && !report.uses_permit
-        {
+        // A question alone ends nothing: what was well bakes, and is not, whatever it asks for.
+        let is_at_rest = match report.phase {
+            Phase::Idle => !report.uses_permit,
+            Phase::Asking => bakes,
+            _ => false,
+        };
+        if serves && was_well && report.health == Health::Unhealthy && is_at_rest {
             let trouble = report.degraded.clone().unwrap_or_else(|| "its probes fail".to_owned());
             return Some((format!("healthy, and then unhealthy: {trouble}"), true));
         }
@@ -269,7 +270,9 @@ fn due(
         return Some(Due { at_ms, is_prepare: false });
     }
     let is_ready = own(record, rollout).is_some_and(|report| {
-        fleet::has_taken(report, &rollout.target) || is_prepared(report, rollout)
+        // What it serves under another name need not be prepared, also while nobody knows how it is.
+        let is_there = fleet::serves(report, &rollout.target);
+        (is_there && report.restart >= rollout.target.restart) || is_prepared(report, rollout)
     });
     if is_ready || presence != Presence::Here {
         return None;
@@ -372,11 +375,10 @@ pub fn healthy(standings: &[Standing]) -> u32 {
     fleet::count(healthy.count())
 }
 
-/// Returns how far a batch has come: how many are healthy, or have left.
+/// Returns how far a batch has come: of how many members nothing more is waited for.
 #[must_use]
-pub fn done(standings: &[Standing]) -> u32 {
-    let gone = standings.iter().filter(|standing| **standing == Standing::Gone);
-    healthy(standings).saturating_add(fleet::count(gone.count()))
+pub fn settled(standings: &[Standing]) -> u32 {
+    fleet::count(standings.iter().filter(|standing| standing.is_settled()).count())
 }
 
 /// Returns what a failure says against the revision, if any does.

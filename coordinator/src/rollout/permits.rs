@@ -3,7 +3,7 @@
 //! ```text
 //!   question ──► the target is its own, its batch is open, nothing is paused, budget is left
 //!                  ├─ yes ──► stored (compared with all of that), then answered
-//!                  └─ no  ──► a permit that was stored for an earlier question closes, unused
+//!                  └─ no  ──► a permit that was stored for an earlier question closes, if it is unused
 //! ```
 //!
 //! Invariants
@@ -57,8 +57,9 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     }
     if let Some(reason) = obstacle(state, question) {
         let mut draft = Draft::new();
-        // A copy of the very question that it answered renounces nothing: it may be in use.
-        if stored.is_some_and(|permit| permit.seq < question.seq) {
+        // A copy of the very question that it answered renounces nothing: it may be in use. So may be what was
+        // given for an earlier one, with a restore still owed, until a report says that nothing is.
+        if stored.is_some_and(|permit| permit.seq < question.seq && is_unused(state, permit)) {
             close(state, instance, &mut draft);
         }
         return refuse(draft, reason);
@@ -118,10 +119,19 @@ fn is_over(state: &GroupState, question: &Question) -> bool {
     })
 }
 
+/// Has its holder told that it does not wait for it any more, and that what serves is well?
+fn is_unused(state: &GroupState, permit: &Permit) -> bool {
+    let report = state.member(&permit.instance).and_then(|record| record.report.as_ref());
+    report.is_some_and(|report| permit.seq <= report.renounced && report.health == Health::Healthy)
+}
+
 /// What stands against leave, budget aside.
 fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
     if state.member(&question.instance).is_none() {
         return Some("the instance is not known, or has left".to_owned());
+    }
+    if state.target.is_none() {
+        return Some("the group has no target yet".to_owned());
     }
     if state.order() != question.order {
         return Some(format!("the target has moved to {}", state.order()));
@@ -131,7 +141,11 @@ fn obstacle(state: &GroupState, question: &Question) -> Option<String> {
         (_, Some(rollout)) if rollout.state != State::Running => {
             Some(format!("the rollout is {}", rollout.state.as_str()))
         }
-        // It restarts what it serves, and needs leave for that as for a swap.
+        // It restarts what it serves, and needs leave for that as for a swap. Whoever was set aside may not have
+        // heard of it, and ask for what was due before.
+        (_, Some(rollout)) if rollout.aside.contains(&question.instance) => {
+            Some("it was set aside, and no gate has passed since".to_owned())
+        }
         _ if is_ordered(state, &question.instance) => None,
         _ => Some("its batch is not open".to_owned()),
     }

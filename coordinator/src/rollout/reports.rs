@@ -178,8 +178,11 @@ fn boot_failed(state: &GroupState, report: &Report, at: Timestamp) -> Option<Gro
     Some(next)
 }
 
-/// An instance has left: by its goodbye, by an operator's word. Returns `None` where it was not there, or
-/// the message has been overtaken.
+/// An instance has left: by its goodbye, by an operator's word. Returns `None` where an operator means
+/// somebody who is not there, or the message has been overtaken.
+///
+/// A goodbye that is newer than all that is known is stored in any case, also of somebody who has left or is
+/// not known: it may have come back, or joined, since, and whoever is behind finds that out when it stores.
 #[must_use]
 pub fn left(
     state: &GroupState,
@@ -187,20 +190,27 @@ pub fn left(
     seq: Option<u64>,
     at: Timestamp,
 ) -> Option<Draft> {
-    let kept = state.instances.get(instance)?;
-    if kept.value.gone.is_some() || seq.is_some_and(|seq| seq <= kept.value.seq) {
+    let kept = state.instances.get(instance);
+    let old = kept.map(|kept| &kept.value);
+    let is_news = match (old, seq) {
+        (Some(old), Some(seq)) => seq > old.seq,
+        (Some(old), None) => old.gone.is_none(),
+        (None, seq) => seq.is_some(),
+    };
+    if !is_news {
         return None;
     }
+    let old = old.cloned().unwrap_or_else(|| newcomer(state, instance, 0, at));
     let record = InstanceRecord {
-        gone: Some(at),
-        seq: seq.unwrap_or(kept.value.seq),
+        gone: old.gone.or(Some(at)),
+        seq: seq.unwrap_or(old.seq),
         // Whoever said goodbye comes back as another run of its agent, which tells anew.
-        report: kept.value.report.clone().filter(|_| seq.is_none()),
+        report: old.report.clone().filter(|_| seq.is_none()),
         note: None,
-        ..kept.value.clone()
+        ..old
     };
     let mut draft = Draft::new();
-    draft.on(key::instance(&state.group, instance), Some(kept));
+    draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
     draft.delete(key::log(&state.group, instance));
     draft.on(key::permit(&state.group, instance), state.open.get(instance));

@@ -10,6 +10,7 @@ mod groups;
 mod operators;
 mod permits;
 mod plans;
+mod restarts;
 mod scenarios;
 mod told;
 mod words;

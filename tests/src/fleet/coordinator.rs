@@ -44,7 +44,7 @@ pub(super) struct Coordinator {
     /// The newest commit that its records have taken up.
     view: Version,
     is_following: bool,
-    jobs: BTreeMap<u64, Job>,
+    pub(super) jobs: BTreeMap<u64, Job>,
     parked: Vec<Parked>,
     is_driving: bool,
     clock_stored: Duration,
@@ -68,8 +68,8 @@ struct Parked {
 
 /// Something that is to be committed, and how far that has come.
 #[derive(Debug)]
-struct Job {
-    what: What,
+pub(super) struct Job {
+    pub(super) what: What,
     stage: Stage,
     races: u32,
 }
@@ -84,6 +84,9 @@ pub(super) enum What {
     /// A request.
     Request(Box<Sent>),
 }
+
+/// What is to be stored, what is answered then, and what was known.
+type Decided = (Draft, Option<Reply>, Knowledge);
 
 #[derive(Debug)]
 enum Stage {
@@ -148,7 +151,7 @@ impl World {
         self.wake_polls(at);
         if is_due {
             let life = self.coordinators[at].life;
-            let wait = if self.has_faults { self.random.between(900, 4_500) } else { 2_000 };
+            let wait = if self.has_faults { self.random.between(900, 4_500) } else { 4_000 };
             self.later(Duration::from_millis(wait), Due::Look { at, life });
         }
         self.check_attendance(at)?;
@@ -179,6 +182,7 @@ impl World {
             return Err(lost.to_string());
         }
         coordinator.view = up_to;
+        self.check_words(at)?;
         self.wake_polls(at);
         if up_to < newest {
             self.follow_soon(at);
@@ -250,7 +254,7 @@ impl World {
         let Some(mut job) = self.coordinators[at].jobs.remove(&number) else { return Ok(()) };
         match job.stage {
             Stage::Decide | Stage::Retry(_) => {
-                let Some((draft, reply, knowledge)) = self.decide(at, &job.what) else {
+                let Some((draft, reply, knowledge)) = self.decide(at, &job.what)? else {
                     return self.finish(at, job.what, None);
                 };
                 if draft.is_empty() {
@@ -299,40 +303,23 @@ impl World {
         }
     }
 
-    /// Is this a moment to interfere: it was decided, and it is not stored yet?
-    fn is_bad_moment(&mut self, at: usize, number: u64) -> bool {
-        let Some(What::Request(sent)) =
-            self.coordinators[at].jobs.get(&number).map(|job| &job.what)
-        else {
-            return self.random.one_in(15);
-        };
-        match (&sent.request, sent.caller) {
-            (Request::Ask(_), Caller::Agent { host, .. }) => {
-                let is_bad = self.random.one_in(8);
-                if is_bad {
-                    self.interfere(host);
-                }
-                is_bad
-            }
-            _ => self.random.one_in(15),
-        }
-    }
-
     /// Lets the board decide; `None`: there is nothing to do.
-    fn decide(&mut self, at: usize, what: &What) -> Option<(Draft, Option<Reply>, Knowledge)> {
+    fn decide(&mut self, at: usize, what: &What) -> Result<Option<Decided>, String> {
         let moment = self.moment(at);
-        let board = self.coordinators[at].board.as_mut()?;
+        let Some(board) = self.coordinators[at].board.as_mut() else { return Ok(None) };
         let refused = |_: towline_protocol::api::ErrorBody| (Draft::new(), Some(Reply::Refused));
         let sent = match what {
             What::Step => {
-                let (decision, draft) = board.next_step(&group(), "gate", moment)?;
+                let Some((decision, draft)) = board.next_step(&group(), "gate", moment) else {
+                    return Self::check_waits(board, moment).map(|()| None);
+                };
                 let knowledge = Knowledge::of(board, moment);
                 self.tell(|_| format!("coordinator {at} decides {decision:?}"));
-                return Some((draft, None, knowledge));
+                return Ok(Some((draft, None, knowledge)));
             }
             What::Clock => {
-                let draft = board.clock_to_store(&group(), moment)?;
-                return Some((draft, None, Knowledge::default()));
+                let draft = board.clock_to_store(&group(), moment);
+                return Ok(draft.map(|draft| (draft, None, Knowledge::default())));
             }
             What::Request(sent) => sent,
         };
@@ -342,7 +329,11 @@ impl World {
                 Err(error) => refused(error),
             },
             Request::Report(message) => match board.report(message, moment) {
-                Ok(draft) => (draft.unwrap_or_default(), Some(Reply::Acknowledged)),
+                Ok(draft) => {
+                    let draft = draft.unwrap_or_default();
+                    Self::check_newborn(board, message, &draft)?;
+                    (draft, Some(Reply::Acknowledged))
+                }
                 Err(error) => refused(error),
             },
             Request::Goodbye(goodbye) => match board.goodbye(goodbye, moment) {
@@ -351,30 +342,32 @@ impl World {
             },
             Request::Ask(question) => match board.ask(question, moment) {
                 Ok(leave) => {
+                    Self::check_refused(board, question, &leave)?;
                     let valid_s = if leave.permit.is_some() { PERMIT_VALID_S } else { 0 };
                     let (permit, reason) = (leave.permit, leave.reason);
                     let permission = Permission { version: VERSION, permit, valid_s, reason };
                     let knowledge = Knowledge::of(board, moment);
-                    return Some((leave.draft, Some(Reply::Permission(permission)), knowledge));
+                    return Ok(Some((leave.draft, Some(Reply::Permission(permission)), knowledge)));
                 }
                 Err(error) => refused(error),
             },
             Request::Operate(operation) => {
                 let key = operation.once();
                 if self.store.has(&key) {
-                    return Some((Draft::new(), Some(Reply::Changed), Knowledge::default()));
-                }
-                match operation.decide(board, moment) {
-                    Ok(mut draft) => {
-                        draft.on::<()>(key.clone(), None);
-                        draft.put(key, &operation.key);
-                        (draft, Some(Reply::Changed))
+                    (Draft::new(), Some(Reply::Changed))
+                } else {
+                    match operation.decide(board, moment) {
+                        Ok(mut draft) => {
+                            draft.on::<()>(key.clone(), None);
+                            draft.put(key, &operation.key);
+                            (draft, Some(Reply::Changed))
+                        }
+                        Err(error) => refused(error),
                     }
-                    Err(error) => refused(error),
                 }
             }
         };
-        Some((draft, reply, Knowledge::default()))
+        Ok(Some((draft, reply, Knowledge::default())))
     }
 
     /// What was to be committed is, and is taken up.
@@ -386,6 +379,11 @@ impl World {
                 self.look_again(at)
             }
             What::Request(sent) => {
+                if let (Request::Goodbye(goodbye), Some(Reply::Acknowledged)) =
+                    (&sent.request, &reply)
+                {
+                    self.check_gone(goodbye)?;
+                }
                 if let (Request::Poll(poll), None) = (&sent.request, &reply) {
                     let Some(board) = &mut self.coordinators[at].board else { return Ok(()) };
                     let polled = board.poll(poll).map_err(|error| error.message)?;

@@ -204,6 +204,10 @@ impl World {
                 let name = &host.name;
                 return Err(format!("{name} told {:?}, and {told:?} is stored", agent.told));
             }
+            // "Numbered orders to that instance": each is carried out.
+            if told.is_some_and(|report| report.orders != record.orders) {
+                return Err(format!("{} was ordered {:?}: {told:?}", host.name, record.orders));
+            }
             let is_good = |report: &towline_protocol::report::Report| {
                 report.health == Health::Healthy && report.proven && !report.uses_permit
             };

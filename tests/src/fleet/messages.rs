@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use towline_agent::machine::{Event, Leave, Outcome, TaskId};
 use towline_protocol::ids::Order;
-use towline_protocol::poll::{Answer, Message, Permission, Poll, Question, VERSION};
+use towline_protocol::poll::{Answer, Message, Permission, Poll, Question, VERSION, Word};
 use towline_protocol::report::{Cause, Report};
 
 use super::host::{Agent, Asked, Pending};
@@ -162,7 +162,7 @@ impl World {
                         serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
                     agent.seen = Some(answer.id);
                     self.check_word(index, &answer.word)?;
-                    self.step(index, Event::Told(answer.word))?;
+                    self.hears_word(index, answer.word)?;
                 }
                 self.poll(index);
                 Ok(())
@@ -187,5 +187,27 @@ impl World {
             // It tries again at its deadline.
             Reply::Changed | Reply::Refused => Ok(()),
         }
+    }
+
+    /// A word that the coordinator has for it; or one that is none of its own: of a store that was restored, or
+    /// written by hand.
+    fn hears_word(&mut self, index: usize, word: Word) -> Result<(), String> {
+        let mut words = vec![word];
+        if self.has_faults && self.random.one_in(200) {
+            let mut odd = words[0].clone();
+            let (revision, is_lower) = (self.any_revision(), self.random.one_in(2));
+            if let Some(target) = &mut odd.target {
+                target.order.generation -= u64::from(is_lower && target.order.generation > 0);
+                (target.revision, target.not) = (Some(revision), None);
+                words.push(odd);
+            }
+        }
+        for word in words {
+            let Some(agent) = &self.hosts[index].agent else { return Ok(()) };
+            let before = agent.machine.journal().target.clone();
+            self.step(index, Event::Told(word.clone()))?;
+            self.check_heard(index, before.as_ref(), &word)?;
+        }
+        Ok(())
     }
 }

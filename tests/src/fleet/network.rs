@@ -78,8 +78,12 @@ impl World {
 
     /// Sends a request on its way, perhaps twice.
     pub(super) fn send(&mut self, caller: Caller, to: usize, request: Request) {
-        // What is asked for leave is what a copy that comes late could do most harm to.
-        let one_in = if matches!(request, Request::Ask(_)) { 3 } else { 25 };
+        // What asks for leave, or says goodbye, is what a copy that comes late could do most harm to.
+        let one_in = match request {
+            Request::Ask(_) => 3,
+            Request::Goodbye(_) => 2,
+            _ => 25,
+        };
         if self.has_faults && self.random.one_in(one_in) {
             let most = if self.random.one_in(4) { 40_000 } else { 4_000 };
             let wait = Duration::from_millis(self.random.below(most));

@@ -1,10 +1,4 @@
 //! What must hold in the simulated fleet, whatever happens: checked at each commit.
-//!
-//! The budget, exactly: a permit that was not there before is only stored if its holder was unavailable
-//! already, and had told so to the coordinator that decided, or if fewer than may be were unavailable: the
-//! permits in the store at the moment of the commit, and those without one that the coordinator knew to be
-//! silent or not healthy when it decided. Silence is known to each coordinator for itself, so of two of
-//! them one may know of a silent instance and the other not yet; permits are one number for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,9 +9,9 @@ use towline_coordinator::records::{Draft, GroupState, Kept, key};
 use towline_coordinator::store::{Commit, Outcome, Write};
 use towline_protocol::fleet::{GroupRecord, Permit};
 use towline_protocol::ids::{Instance, Order, Revision};
-use towline_protocol::policy::{OnFailure, Share};
+use towline_protocol::policy::OnFailure;
 use towline_protocol::report::{Health, Phase, Report};
-use towline_protocol::rollout::{Batch, Kind, Rollout, State};
+use towline_protocol::rollout::{Batch, Kind, Rollout};
 use towline_protocol::target::Target;
 
 use super::coordinator::What;
@@ -26,8 +20,13 @@ use super::operators::Order as Ordered;
 use super::{World, group};
 
 mod agents;
+mod counted;
 mod gates;
+mod permits;
 mod records;
+mod words;
+
+use counted::Counted;
 
 /// What was seen so far.
 #[derive(Debug, Default)]
@@ -55,24 +54,22 @@ pub(super) struct Knowledge {
     unhealthy: BTreeSet<Instance>,
     /// Who is there, serves the target and is healthy.
     taken: BTreeSet<Instance>,
-    /// Who has told of a failure, or is not healthy: it may be counted at once.
-    failing: BTreeSet<Instance>,
     /// The rollout's clock for deadlines.
     deadline_ms: u64,
-    /// When open permits were given, on that clock.
-    given_ms: BTreeMap<Instance, u64>,
+    /// Who was not heard of since the coordinator's start.
+    unheard: BTreeSet<Instance>,
+    /// What there is to be made of the open batch.
+    counted: Counted,
 }
 
 impl Knowledge {
     pub(super) fn of(board: &mut Board, now: Moment) -> Self {
-        let deadline_ms = board.clock(&group(), now).deadline_ms;
+        let clock = board.clock(&group(), now);
+        let deadline_ms = clock.deadline_ms;
         let Some(state) = board.records().group(&group()) else { return Self::default() };
         let attendance = board.attendance(&group());
-        let given = |(instance, permit): (&Instance, &Kept<Permit>)| {
-            Some((instance.clone(), permit.value.given_ms?))
-        };
-        let given_ms = state.open.iter().filter_map(given).collect();
-        let mut own = Self { deadline_ms, given_ms, ..Self::default() };
+        let counted = Counted::of(state, &attendance, clock);
+        let mut own = Self { deadline_ms, counted, ..Self::default() };
         let target = state.target.as_ref().map(|kept| &kept.value.target);
         // "`--without` takes an instance out until it polls again", also once the rollout has ended.
         let without = state.rollout.as_ref().map(|kept| &kept.value.without);
@@ -81,6 +78,9 @@ impl Knowledge {
                 continue;
             }
             let instance = record.instance.clone();
+            if matches!(attendance.of(&instance), Presence::Untold | Presence::Unheard) {
+                own.unheard.insert(instance.clone());
+            }
             let is_here = attendance.of(&instance) == Presence::Here;
             let report = record.report.as_ref().filter(|_| is_here);
             let is_healthy = report.is_some_and(|report| report.health == Health::Healthy);
@@ -88,15 +88,8 @@ impl Knowledge {
             if told == Some(Health::Unhealthy) {
                 own.unhealthy.insert(instance.clone());
             }
-            let is_failing = record.report.as_ref().is_some_and(|report| {
-                report.rejected || report.failure.is_some() || told == Some(Health::Unhealthy)
-            });
-            if is_failing {
-                own.failing.insert(instance.clone());
-            }
-            if attendance.of(&instance).polls()
-                || !without.is_some_and(|without| without.contains(&instance))
-            {
+            let polls = attendance.of(&instance).polls();
+            if polls || !without.is_some_and(|without| without.contains(&instance)) {
                 own.live += 1;
                 if !is_healthy {
                     own.unavailable.insert(instance.clone());
@@ -135,6 +128,8 @@ struct Before {
     open: BTreeMap<Instance, Kept<Permit>>,
     /// Those that are written, and had left; with the numbers of their last messages.
     gone: Vec<(Instance, u64)>,
+    /// Those that are written, and were there; with the numbers of their last messages.
+    there: BTreeMap<Instance, u64>,
     /// The group, where it is written.
     record: Option<GroupRecord>,
 }
@@ -145,12 +140,16 @@ impl Before {
         let is_written = commit.writes.iter().any(|write| key_of(write) == at);
         let rollout = state.rollout.as_ref().filter(|_| is_written);
         let has = |at: &str| commit.writes.iter().any(|write| key_of(write) == at);
-        let left = state.instances.values().map(|kept| &kept.value);
-        let left = left.filter(|record| record.gone.is_some());
-        let left = left.filter(|record| has(&key::instance(&group(), &record.instance)));
+        let written = || {
+            let all = state.instances.values().map(|kept| &kept.value);
+            all.filter(|record| has(&key::instance(&group(), &record.instance)))
+        };
+        let left = written().filter(|record| record.gone.is_some());
+        let there = written().filter(|record| record.gone.is_none());
         let record = state.record.as_ref().filter(|_| has(&key::group(&group())));
         Self {
             gone: left.map(|record| (record.instance.clone(), record.seq)).collect(),
+            there: there.map(|record| (record.instance.clone(), record.seq)).collect(),
             record: record.map(|kept| kept.value.clone()),
             order: state.order(),
             rollout: rollout.map(|kept| kept.value.clone()),
@@ -188,6 +187,7 @@ impl World {
         self.check_past(&keys)?;
         self.check_quarantine()?;
         self.check_come_back(what, &before)?;
+        self.check_told(what, &before)?;
         self.check_group(what, &before)?;
         if keys.contains(&key::rollout(&group())) {
             self.check_rollout(what, &before, knowledge)?;
@@ -200,14 +200,25 @@ impl World {
         Ok(outcome)
     }
 
+    /// Where nothing is decided, there is something to wait for.
+    pub(super) fn check_waits(board: &mut Board, now: Moment) -> Result<(), String> {
+        let knowledge = Knowledge::of(board, now);
+        let clock = board.clock(&group(), now);
+        let state = board.records().group(&group());
+        state.map_or(Ok(()), |state| counted::check_waits(state, &knowledge, clock))
+    }
+
     /// "Open permits and their number belong to the group": the number is that of the permits.
     fn check_count(&self) -> Result<(), String> {
         let truth = self.store.truth();
         let (counted, stored) = (truth.count().open as usize, truth.open.len());
-        if counted == stored {
-            return Ok(());
+        if counted != stored {
+            return Err(format!("{counted} permits are counted, and {stored} are stored"));
         }
-        Err(format!("{counted} permits are counted, and {stored} are stored"))
+        match truth.open.keys().find(|holder| truth.member(holder).is_none()) {
+            Some(holder) => Err(format!("{holder} has left, and its permit has not")),
+            None => Ok(()),
+        }
     }
 
     /// "Every change of a group's target is the next generation; nothing ever goes back."
@@ -255,118 +266,6 @@ impl World {
         Ok(())
     }
 
-    fn check_given(
-        &mut self,
-        before: &Before,
-        permit: &Permit,
-        knowledge: &Knowledge,
-    ) -> Result<(), String> {
-        let (truth, instance) = (self.store.truth(), &permit.instance);
-        let mut restarts_only = false;
-        let wrong = |why: &str| Err(format!("{instance} is given permit {}: {why}", permit.id));
-        if permit.order != truth.order() {
-            return wrong("its target is not the newest");
-        }
-        if truth.member(instance).is_none() {
-            return wrong("it has left, or is not known");
-        }
-        if let Some(own) = before.open.get(instance) {
-            // "Its question about a newer generation moves that permit without counting twice."
-            if own.value.id != permit.id {
-                return wrong("it holds another one");
-            }
-            let is_odd = |given_ms: u64| given_ms > knowledge.deadline_ms;
-            if own.value.order != permit.order && permit.given_ms.is_some_and(is_odd) {
-                return wrong("its deadline is that of another rollout");
-            }
-            if own.value.order == permit.order && own.value.given_ms != permit.given_ms {
-                return wrong("its deadline is put off");
-            }
-            if own.value.seq > permit.seq {
-                return wrong("its question is older than that of the permit it holds");
-            }
-        }
-        if self.book.paused == Some(permit.order) {
-            return wrong("a pause was acknowledged");
-        }
-        if let Some(rollout) = truth.going() {
-            if rollout.state != State::Running {
-                return wrong("the rollout is not running");
-            }
-            if rollout.without.contains(instance) {
-                return wrong("the rollout goes on without it");
-            }
-            let batch = rollout.batches.iter().position(|batch| batch.members.contains(instance));
-            let passed = |batch: &Batch| batch.passed_ms.is_some();
-            let is_open = match batch {
-                Some(index) => {
-                    rollout.batches[index].is_open() && rollout.batches[..index].iter().all(passed)
-                }
-                // A way back is open to all; whoever was set aside follows those who have shown the way.
-                None if rollout.kind == Kind::Rollback => {
-                    rollout.batches.iter().any(Batch::is_open)
-                }
-                None => rollout.aside.contains(instance) && rollout.batches.iter().any(passed),
-            };
-            // Whoever is ordered to may start anew what it serves, and do nothing else.
-            restarts_only = !is_open;
-            let is_ordered = truth.member(instance).is_some_and(|record| {
-                let done = record.report.as_ref().map_or(0, |report| report.orders.restart);
-                record.orders.restart > done
-            });
-            if !is_open && !is_ordered {
-                return wrong("its batch is not open");
-            }
-        }
-        // "None is granted at or above max_unavailable. An unhealthy instance may always ask."
-        let is_new = !before.open.contains_key(instance);
-        if is_new && !knowledge.unhealthy.contains(instance) {
-            let without =
-                |other: &&Instance| *other != instance && !before.open.contains_key(*other);
-            let permits = before.open.keys().filter(|holder| !knowledge.out.contains(*holder));
-            let used = permits.count() + knowledge.unavailable.iter().filter(without).count();
-            let max = budget(truth, knowledge.live);
-            if used >= max {
-                return wrong(&format!("{used} are unavailable, {max} may be"));
-            }
-        }
-        if let Some(host) = self.hosts.iter_mut().find(|host| host.name == *instance) {
-            host.is_excused &= !is_new;
-            host.restarts_by = restarts_only.then_some(permit.seq);
-        }
-        Ok(())
-    }
-
-    /// "A permit closes by a report of healthy on a proven or adopted release, withdrawn, proof that the
-    /// instance is gone, an operator's override. Never by time."
-    fn check_closed(&mut self, what: &What, permit: &Permit) -> Result<(), String> {
-        let Some(host) = self.hosts.iter_mut().find(|host| host.name == permit.instance) else {
-            return Ok(());
-        };
-        let What::Request(sent) = what else {
-            return Err(format!("{} loses its permit to the gate", host.name));
-        };
-        match &sent.request {
-            Request::Goodbye(_) => host.is_excused = true,
-            Request::Operate(operation) => match operation.order {
-                Ordered::Forget(_) | Ordered::Close(_) => host.is_excused = true,
-                _ => return Err(format!("{} loses its permit to an order", host.name)),
-            },
-            Request::Report(_) | Request::Ask(_) => {
-                let journal = &host.disk.journal;
-                let is_used = journal.swap.is_some() && journal.leave == Some(permit.seq);
-                if is_used && !host.is_gone && !host.is_excused && !host.disk.is_behind {
-                    return Err(format!(
-                        "{} is in the middle of what its permit is for",
-                        host.name
-                    ));
-                }
-            }
-            Request::Poll(_) => return Err(format!("{} polls its permit away", host.name)),
-        }
-        Ok(())
-    }
-
     /// P10: what was acknowledged is in the store afterwards. No rollout is forgotten or written over.
     fn check_past(&mut self, keys: &[String]) -> Result<(), String> {
         for at in keys.iter().filter(|key| key.starts_with("past/")) {
@@ -387,7 +286,11 @@ impl World {
     /// "Fetch or install failed: quarantine never": only what was live somewhere can be at fault.
     fn check_quarantine(&self) -> Result<(), String> {
         let record = self.store.truth().record.as_ref().ok_or("the group is gone")?;
-        for quarantined in &record.value.quarantine {
+        for (index, quarantined) in record.value.quarantine.iter().enumerate() {
+            let mut others = record.value.quarantine.iter().skip(index + 1);
+            if others.any(|other| other.revision == quarantined.revision) {
+                return Err(format!("{} is in quarantine twice", quarantined.revision.short()));
+            }
             if !self.book.activated.contains(&quarantined.revision) {
                 let short = quarantined.revision.short();
                 return Err(format!("{short} is in quarantine, and was never live"));
@@ -432,27 +335,20 @@ impl World {
     }
 }
 
-/// How many instances of so many may be unavailable.
-fn budget(state: &GroupState, live: usize) -> usize {
-    let share = match (state.going(), &state.record) {
-        (Some(rollout), _) if rollout.kind == Kind::Rollback => {
-            rollout.policy.max_unavailable_rollback
-        }
-        (Some(rollout), _) => rollout.policy.max_unavailable,
-        (None, Some(record)) => record.value.policy.max_unavailable,
-        (None, None) => Share::Count(1),
-    };
-    match share {
-        Share::Count(count) => count as usize,
-        Share::Percent(percent) => (live * percent as usize / 100).max(1),
-    }
-}
-
 /// May a rollout that failed lead back by itself?
 pub(super) fn may_go_back(rollout: &Rollout) -> bool {
     rollout.kind == Kind::Release
         && !rollout.is_proven
         && rollout.policy.on_failure == OnFailure::Rollback
+}
+
+/// How long a batch bakes: "a rollback has no bake".
+pub(super) fn bake_time(rollout: &Rollout, batch: &Batch) -> Duration {
+    Duration::from_secs(match rollout.kind {
+        Kind::Rollback => 0,
+        _ if batch.share_index == 0 => rollout.policy.bake_s.canary,
+        _ => rollout.policy.bake_s.batch,
+    })
 }
 
 /// A time of a rollout's clock.

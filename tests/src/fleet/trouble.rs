@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use towline_agent::journal::RUN_SHIFT;
 use towline_agent::machine::Event;
+use towline_coordinator::rollout::operations::ToInstance;
 use towline_protocol::poll::{Goodbye, VERSION};
 
+use super::coordinator::What;
 use super::network::{Caller, Request};
+use super::operators::Order;
 use super::{Due, World, group};
 
 /// The most instances that run at a time, and the most that there ever are.
@@ -44,6 +47,7 @@ impl World {
                 let until = self.now + Duration::from_secs(self.random.between(3, 100));
                 self.tell(|world| format!("{} is cut off until {until:?}", world.hosts[host].name));
                 self.hosts[host].cut_until = until;
+                self.order_meanwhile(host);
             }
             (23, Some(host)) if self.random.one_in(2) => self.terminate(host),
             (24..26, _) if up.len() < LIVE_MAX && self.hosts.len() < HOSTS_MAX => {
@@ -60,11 +64,70 @@ impl World {
             (31, _) if self.random.one_in(3) => {
                 self.outage_until = self.now + Duration::from_secs(self.random.between(3, 40));
                 self.tell(|_| "the database is down".to_owned());
+                // Just when the group grows: what is good everywhere else fails on newborns.
+                let room = LIVE_MAX.saturating_sub(up.len()).min(HOSTS_MAX - self.hosts.len());
+                for _ in 0..room.min(3) {
+                    let baked = self.any_revision();
+                    self.join(&baked)?;
+                }
             }
             (32.., Some(host)) => self.ask_out_of_turn(host),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Is this a moment to interfere: it was decided, and it is not stored yet?
+    pub(super) fn is_bad_moment(&mut self, at: usize, number: u64) -> bool {
+        let Some(What::Request(sent)) =
+            self.coordinators[at].jobs.get(&number).map(|job| &job.what)
+        else {
+            // The gate decides, and somebody else does as well.
+            let is_bad = self.random.one_in(15);
+            if is_bad && self.random.one_in(3) {
+                let order = self.random.pick(&[Order::Pause, Order::Resume, Order::Abort]).cloned();
+                order.into_iter().for_each(|order| self.order(order));
+            }
+            return is_bad;
+        };
+        match (&sent.request, sent.caller) {
+            (Request::Ask(_), Caller::Agent { host, .. }) => {
+                let is_bad = self.random.one_in(8);
+                if is_bad {
+                    self.interfere(host);
+                }
+                is_bad
+            }
+            // Leave that is given meanwhile may be one that this closes.
+            (Request::Report(_) | Request::Goodbye(_), Caller::Agent { host, .. }) => {
+                let is_bad = self.random.one_in(20);
+                if is_bad {
+                    self.ask_out_of_turn(host);
+                }
+                is_bad
+            }
+            (Request::Operate(operation), _) => {
+                let is_change = matches!(
+                    operation.order,
+                    Order::Release { .. } | Order::Abort | Order::Rollback(_)
+                );
+                let host = match &operation.order {
+                    Order::Forget(instance) => {
+                        self.hosts.iter().position(|host| host.name == *instance)
+                    }
+                    _ => None,
+                };
+                if let Some(host) = host {
+                    self.ask_out_of_turn(host);
+                }
+                let is_bad = host.is_some() || self.random.one_in(15);
+                if is_bad && is_change {
+                    self.order(Order::Resume);
+                }
+                is_bad
+            }
+            _ => self.random.one_in(15),
+        }
     }
 
     /// All processes of an instance end, and it boots; it may have said goodbye.
@@ -100,6 +163,15 @@ impl World {
         let wait = self.random.between(2, 110);
         self.tell(|world| format!("{} is stopped for {wait} s", world.hosts[index].name));
         self.later(Duration::from_secs(wait), Due::AgentGoesOn(index));
+        self.order_meanwhile(index);
+    }
+
+    /// Whoever cannot be heard may be ordered to restart: it will hear of it late, and of all else as well.
+    fn order_meanwhile(&mut self, index: usize) {
+        if self.random.one_in(4) {
+            let instance = self.hosts[index].name.clone();
+            self.order(Order::Instance(instance, ToInstance::Restart));
+        }
     }
 
     /// It goes on, with whatever has come meanwhile, in any order.

@@ -1,7 +1,7 @@
 //! A batch's life: failures that stay, who is set aside and taken up, what is refilled, when it wakes up.
 
 use towline_protocol::policy::{Policy, Share};
-use towline_protocol::report::Health;
+use towline_protocol::report::{Health, Phase};
 use towline_protocol::rollout::State;
 
 use super::gates::{FOUR, fetch_fails, halting, opened, prepares, swaps, tolerant};
@@ -383,4 +383,86 @@ fn a_batch_is_not_filled_with_those_who_failed_after_they_came_back() {
     world.settle();
     world.leaves(&leaves);
     assert_eq!(world.line(), "2 Release converged: its last gate has passed");
+}
+
+#[test]
+fn whoever_is_well_and_unwell_by_turns_does_not_put_off_the_deadline() {
+    type Flap = (&'static str, fn(&mut World, &str), fn(&mut World, &str));
+    let flaps: [Flap; 2] = [
+        (
+            "not known, and well",
+            |world, canary| world.tell(canary, |told| told.health = Health::Unknown),
+            |world, canary| world.tell(canary, |told| told.health = Health::Healthy),
+        ),
+        (
+            "silent, and back",
+            |world, canary| world.hush(canary),
+            |world, canary| world.hear(canary),
+        ),
+    ];
+    for (flap, begins, ends) in flaps {
+        let (mut world, canary) = opened(halting(policy(&[50])));
+        world.takes(&canary, 'b');
+        world.settle();
+        let mut passed = 0;
+        while world.line().contains("running") {
+            assert!(passed <= 900 + 60, "{flap}: {}", world.line());
+            begins(&mut world, &canary);
+            world.settle();
+            world.pass_s(20);
+            world.settle();
+            ends(&mut world, &canary);
+            world.settle();
+            world.pass_s(20);
+            passed += 40;
+        }
+        assert!(world.line().contains("nothing has moved for 960 s"), "{flap}: {}", world.line());
+        assert!(
+            passed >= 900,
+            "{flap}: the bake time is no standstill, and {passed} s are too few"
+        );
+    }
+}
+
+#[test]
+fn a_batch_that_is_no_longer_healthy_late_in_its_bake_time_has_the_time_of_any_other() {
+    let mut long = policy(&[50]);
+    long.bake_s.canary = 3600;
+    let (mut world, canary) = opened(halting(long));
+    world.takes(&canary, 'b');
+    world.settle();
+    world.pass_s(3590);
+    world.tell(&canary, |told| told.health = Health::Unknown);
+    world.settle();
+    world.pass_s(909);
+    assert!(world.line().contains("running"), "{}", world.line());
+    world.pass_s(1);
+    assert!(world.line().contains("nothing has moved for 4500 s"), "{}", world.line());
+}
+
+#[test]
+fn who_is_unwell_while_its_batch_bakes_has_failed_whatever_it_asks_for() {
+    let (mut world, canary) = opened(halting(policy(&[50])));
+    world.takes(&canary, 'b');
+    world.settle();
+    world.tell(&canary, |told| {
+        (told.phase, told.uses_permit, told.health) = (Phase::Asking, true, Health::Unhealthy);
+    });
+    assert!(world.line().contains("healthy, and then unhealthy"), "{}", world.line());
+}
+
+#[test]
+fn what_serves_already_need_not_be_prepared_also_while_its_health_is_not_known() {
+    let mut long = policy(&[50]);
+    long.bake_s.canary = 3600;
+    let (mut world, canary) = opened(halting(long));
+    world.takes(&canary, 'a');
+    world.tell(&canary, |told| told.alike = Some(revision('b')));
+    world.settle();
+    world.pass_s(1000);
+    world.tell(&canary, |told| told.health = Health::Unknown);
+    assert_eq!(
+        world.line(),
+        format!("2 Release running: canary: 0 of 1 healthy; {canary} is idle")
+    );
 }

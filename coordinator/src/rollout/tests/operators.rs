@@ -1,4 +1,4 @@
-//! What operators do: releases that are refused, the ways back, restarts, pauses, quarantine.
+//! What operators do: releases that are refused, the ways back, pauses, quarantine.
 
 use towline_protocol::api::{Code, ErrorBody};
 use towline_protocol::fleet::Quarantined;
@@ -9,15 +9,15 @@ use towline_protocol::time::Timestamp;
 
 use super::world::{EPOCH, End, Fate, World, instance, policy, revision};
 use crate::records::key;
-use crate::rollout::operations::{self, ToInstance};
+use crate::rollout::operations;
 
-const THREE: [&str; 3] = ["i-0a", "i-0b", "i-0c"];
+pub(super) const THREE: [&str; 3] = ["i-0a", "i-0b", "i-0c"];
 
 fn halting() -> Policy {
     Policy { on_failure: OnFailure::Halt, ..policy(&[50]) }
 }
 
-fn three() -> World {
+pub(super) fn three() -> World {
     World::new(policy(&[50]), &THREE)
 }
 
@@ -29,7 +29,7 @@ fn begun(policy: Policy) -> World {
     world
 }
 
-fn converged(world: &mut World, name: char) {
+pub(super) fn converged(world: &mut World, name: char) {
     world.release(name).unwrap();
     assert_eq!(world.run(), End::Rests);
     assert_eq!(world.rollout().state, State::Converged);
@@ -49,14 +49,14 @@ fn refused(world: &mut World, name: char) -> ErrorBody {
     error
 }
 
-fn quarantine(world: &mut World, name: char) {
+pub(super) fn quarantine(world: &mut World, name: char) {
     let mut group = world.state().record.clone().unwrap().value;
     let reason = "503".to_owned();
     group.quarantine.push(Quarantined { revision: revision(name), since: Timestamp(1), reason });
     world.write(&key::group(&world.state().group.clone()), &group);
 }
 
-fn is_quarantined(world: &World, name: char) -> bool {
+pub(super) fn is_quarantined(world: &World, name: char) -> bool {
     world.state().record.as_ref().unwrap().value.is_quarantined(&revision(name))
 }
 
@@ -335,35 +335,6 @@ fn whoever_joins_a_rollback_on_what_is_being_left_is_not_kept_waiting() {
 }
 
 #[test]
-fn a_number_that_an_agent_makes_up_uses_up_no_counter() {
-    let mut world = three();
-    world.tell("i-0a", |told| {
-        told.restart = u64::MAX - 1;
-        told.orders.restart = u64::MAX - 1;
-    });
-    world.operate(operations::restart);
-    assert_eq!(world.rollout().target.restart, 1);
-    let restarts =
-        |world: &World, name: &str| world.state().instances[&instance(name)].value.orders;
-    world.operate(|state, _| {
-        operations::order(state, &instance("i-0a"), operations::ToInstance::Restart)
-    });
-    assert_eq!(restarts(&world, "i-0a").restart, 1);
-    // One that is a little ahead is believed: the store may have been restored.
-    let mut world = three();
-    world.tell("i-0a", |told| {
-        told.restart = 7;
-        told.orders.restart = 8;
-    });
-    world.operate(operations::restart);
-    assert_eq!(world.rollout().target.restart, 8);
-    world.operate(|state, _| {
-        operations::order(state, &instance("i-0a"), operations::ToInstance::Restart)
-    });
-    assert_eq!(restarts(&world, "i-0a").restart, 9);
-}
-
-#[test]
 fn what_was_aborted_says_how_many_had_served_it() {
     let mut world = begun(policy(&[100]));
     let canary = world.first(0);
@@ -375,101 +346,6 @@ fn what_was_aborted_says_how_many_had_served_it() {
     world.operate(operations::abort);
     world.takes(&second, 'a');
     assert_eq!(world.past(ended).reached, Some(2), "also of a batch that had not passed");
-}
-
-#[test]
-fn restart_is_the_same_revision_and_a_higher_counter() {
-    let mut world = three();
-    world.operate(operations::restart);
-    let rollout = world.rollout();
-    assert_eq!((rollout.kind, rollout.is_proven), (Kind::Restart, true));
-    assert_eq!((rollout.target.restart, &rollout.target.revision), (1, &Some(revision('a'))));
-    assert!(operations::restart(world.state(), &world.act()).is_err(), "while one goes on");
-    world.settle();
-    let canary = world.first(0);
-    world.takes(&canary, 'a');
-    assert!(world.line().contains("0 of 1 healthy"), "it has not restarted yet");
-    world.tell(&canary, |told| told.restart = 1);
-    assert_eq!(world.line(), "2 Restart running: canary bakes for another 60 s");
-    assert_eq!(world.run(), End::Rests);
-    assert!(world.agents.values().all(|agent| agent.report.restart == 1));
-    world.release('b').unwrap();
-    assert_eq!(world.rollout().target.restart, 1, "the counter goes on");
-    let mut fresh = World::fresh(policy(&[50]), &THREE);
-    assert!(
-        operations::restart(fresh.state(), &fresh.act()).is_err(),
-        "there is nothing to restart"
-    );
-    fresh.release('b').unwrap();
-}
-
-#[test]
-fn a_restart_that_fails_halts() {
-    let mut world = three();
-    world.operate(operations::restart);
-    world.settle();
-    let canary = world.first(0);
-    world.fails(&canary, "503");
-    assert!(world.line().starts_with("2 Restart halted: canary failed"), "{}", world.line());
-    assert_eq!(world.rollout().culprit, None, "group-proven: never put into quarantine by itself");
-    world.operate(operations::abort);
-    assert!(!is_quarantined(&world, 'a'));
-}
-
-#[test]
-fn an_aborted_restart_restarts_nobody_else_and_the_next_one_restarts_all() {
-    let mut world = three();
-    world.operate(operations::restart);
-    world.settle();
-    let canary = world.first(0);
-    world.takes(&canary, 'a');
-    world.tell(&canary, |told| told.restart = 1);
-    world.operate(operations::abort);
-    let target = &world.rollout().target;
-    assert_eq!((target.restart, &target.revision), (0, &Some(revision('a'))));
-    assert_eq!(world.run(), End::Rests);
-    assert_eq!(world.agents[&instance(&canary)].report.restart, 1);
-    world.operate(operations::restart);
-    assert_eq!(world.rollout().target.restart, 2, "who has carried out 1 restarts as well");
-    world.run();
-    assert!(world.agents.values().all(|agent| agent.report.restart == 2));
-}
-
-#[test]
-fn a_restart_that_was_aborted_before_anybody_told_of_it_is_not_given_out_again() {
-    let mut world = three();
-    world.operate(operations::restart);
-    world.operate(operations::abort);
-    world.run();
-    world.operate(operations::restart);
-    assert_eq!(world.rollout().target.restart, 2);
-}
-
-#[test]
-fn what_is_restarted_and_becomes_unhealthy_while_it_bakes_has_failed() {
-    let mut world = three();
-    world.operate(operations::restart);
-    world.settle();
-    let canary = world.first(0);
-    world.takes(&canary, 'a');
-    world.tell(&canary, |told| told.restart = 1);
-    world.settle();
-    world.tell(&canary, |told| told.health = Health::Unhealthy);
-    assert!(world.line().starts_with("2 Restart halted: canary failed"), "{}", world.line());
-}
-
-#[test]
-fn what_is_in_quarantine_may_be_restarted_where_it_is_proven_and_is_not_gone_back_to() {
-    let mut world = three();
-    quarantine(&mut world, 'a');
-    world.operate(operations::restart);
-    assert!(world.line().starts_with("2 Restart running"), "{}", world.line());
-
-    let mut world = three();
-    converged(&mut world, 'b');
-    quarantine(&mut world, 'a');
-    let back = operations::rollback(world.state(), Some(&revision('a')), &world.act());
-    assert!(back.unwrap_err().message.contains("or it is in quarantine"));
 }
 
 #[test]
@@ -496,23 +372,6 @@ fn what_is_decided_compares_what_it_was_decided_on() {
     for at in ["group/web", "target/web", "rollout/web", "permits/web", "instance/web/i-0a"] {
         assert!(compares.contains(&at.to_owned()), "{at}: {compares:?}");
     }
-}
-
-#[test]
-fn a_counter_that_a_restored_store_does_not_know_is_not_given_out_again() {
-    let mut world = three();
-    world.tell("i-0b", |told| told.restart = 7);
-    world.operate(operations::restart);
-    assert_eq!(world.rollout().target.restart, 8);
-}
-
-#[test]
-fn rollback_during_a_restart_leaves_the_revision() {
-    let mut world = three();
-    converged(&mut world, 'b');
-    world.operate(operations::restart);
-    world.operate(|state, act| operations::rollback(state, None, act));
-    assert_eq!(world.rollout().target.revision, Some(revision('a')));
 }
 
 #[test]
@@ -546,18 +405,6 @@ fn a_released_revision_that_is_group_proven_halts_and_is_not_put_into_quarantine
     world.fails(&canary, "503");
     assert!(world.line().starts_with("3 Release halted"), "{}", world.line());
     assert_eq!(world.rollout().culprit, None);
-}
-
-#[test]
-fn an_order_to_an_instance_is_the_next_number_also_after_its_record_was_lost() {
-    let mut world = three();
-    world.tell("i-0a", |told| told.orders.restart = 4);
-    world.operate(|state, _| operations::order(state, &instance("i-0a"), ToInstance::Restart));
-    world.operate(|state, _| operations::order(state, &instance("i-0a"), ToInstance::Retry));
-    let orders = world.state().member(&instance("i-0a")).unwrap().orders;
-    assert_eq!((orders.restart, orders.retry), (5, 1));
-    let unknown = operations::order(world.state(), &instance("i-ff"), ToInstance::Retry);
-    assert_eq!(unknown.unwrap_err().code, Code::NotFound);
 }
 
 #[test]

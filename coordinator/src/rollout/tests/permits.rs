@@ -185,6 +185,7 @@ fn a_question_while_it_is_paused_closes_what_was_given_unused() {
         1,
         "a pause alone closes nothing: the swap may be under way"
     );
+    asks_anew(&mut world, "i-0a");
     assert_eq!(no(&mut world, "i-0a"), "the rollout is paused");
     assert_eq!(world.state().count().open, 0);
     world.resume();
@@ -198,9 +199,41 @@ fn a_question_about_an_older_target_closes_what_was_given_unused() {
     world.ask("i-0a");
     world.operate(operations::abort);
     world.settle();
+    asks_anew(&mut world, "i-0a");
     let leave = world.question("i-0a", old, 50);
     assert_eq!(leave.permit, None);
     assert!(world.state().open.is_empty());
+}
+
+/// It tells that it does not wait for the answers so far, and that it asks.
+fn asks_anew(world: &mut World, name: &str) {
+    let seq = world.agents[&instance(name)].seq;
+    world.tell(name, |told| {
+        (told.phase, told.uses_permit, told.renounced) = (Phase::Asking, true, seq);
+    });
+}
+
+#[test]
+fn a_question_that_is_refused_does_not_close_what_may_be_in_use() {
+    type Rule = (&'static str, fn(&mut World));
+    let rules: [Rule; 2] = [
+        // With a restore still owed it asks for something newer, and goes back to the restore.
+        ("nothing good serves", |world| {
+            asks_anew(world, "i-0a");
+            world.tell("i-0a", |told| told.health = Health::Unhealthy);
+        }),
+        ("nothing was told since", |_| {}),
+    ];
+    for (rule, happens) in rules {
+        let mut world = open(1);
+        let old = world.state().order();
+        world.ask("i-0a");
+        happens(&mut world);
+        world.operate(operations::abort);
+        world.settle();
+        assert_eq!(world.question("i-0a", old, 50).permit, None, "{rule}");
+        assert_eq!(world.state().open.len(), 1, "{rule}");
+    }
 }
 
 #[test]
@@ -442,4 +475,21 @@ fn the_wire_has_no_order_of_another_epoch() {
     let mut world = open(1);
     let order = Order { epoch: 1, ..world.state().order() };
     assert_eq!(world.question("i-0a", order, 99).permit, None);
+}
+
+#[test]
+fn a_group_without_a_target_gives_no_leave() {
+    let mut world = World::fresh(policy(&[]), &THREE);
+    assert_eq!(no(&mut world, "i-0a"), "the group has no target yet");
+}
+
+#[test]
+fn who_was_set_aside_waits_with_an_order_for_its_turn() {
+    // It may not have heard that it was set aside: its question may be one for the target.
+    let mut world = open(3);
+    world.hush("i-0a");
+    world.settle();
+    world.hear("i-0a");
+    world.operate(|state, _| operations::order(state, &instance("i-0a"), ToInstance::Restart));
+    assert_eq!(no(&mut world, "i-0a"), "it was set aside, and no gate has passed since");
 }

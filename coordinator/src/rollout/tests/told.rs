@@ -105,6 +105,24 @@ fn whoever_left_is_brought_back_by_news_only() {
 }
 
 #[test]
+fn a_goodbye_that_is_news_is_stored_also_of_whoever_is_not_there_as_far_as_is_known() {
+    // The coordinator may be behind, and the instance back, or have joined: then storing it fails.
+    let mut world = World::new(policy(&[50]), &["i-0a"]);
+    world.leaves("i-0a");
+    let seq = world.state().instances[&instance("i-0a")].value.seq;
+    for (name, seq) in [("i-0a", seq + 5), ("i-ff", 5)] {
+        let draft = reports::left(world.state(), &instance(name), Some(seq), world.now.at).unwrap();
+        assert_eq!(World::compares(&draft)[0], format!("instance/web/{name}"));
+        assert!(world.commit(draft));
+        assert!(world.state().member(&instance(name)).is_none());
+        let polled = |seq| {
+            reports::polled(world.state(), &instance(name), seq, world.now.at, COARSE).is_some()
+        };
+        assert_eq!((polled(seq), polled(seq + 1)), (false, true), "sent before it, or after");
+    }
+}
+
+#[test]
 fn a_failures_log_is_kept_until_the_instance_leaves() {
     let mut world = World::new(policy(&[50]), &["i-0a", "i-0b"]);
     let mut told = message(&world, "i-0a", 50);

@@ -5,8 +5,9 @@ use std::time::Duration;
 use towline_agent::journal::Release;
 use towline_agent::machine::Task;
 use towline_coordinator::fleet::Presence;
-use towline_protocol::poll::{PERMIT_VALID_S, lease_s};
+use towline_protocol::poll::{Duty, PERMIT_VALID_S, Word, lease_s};
 use towline_protocol::report::Health;
+use towline_protocol::target::Target;
 
 use super::super::{WAIT_S, World, group};
 
@@ -52,8 +53,38 @@ impl World {
         if is_first && swap.order != asked.order {
             return wrong(format!("by leave for {}", asked.order));
         }
+        if is_first && host.disk.journal.swap.as_ref() != Some(swap) {
+            return wrong("it is not journalled on disk".to_owned());
+        }
+        // "An agent that sees the pause withdraws an unused permit."
+        let duty = journal.word.as_ref().map(|word| word.duty);
+        let is_restart = swap.from.as_ref() == Some(&swap.to)
+            || host.runs.as_ref().is_some_and(|runs| runs.release == swap.to);
+        if is_first && duty != Some(Duty::Take) && !is_restart {
+            return wrong(format!("it is told to {duty:?}"));
+        }
         self.hosts[index].begun = Some(leave);
         Ok(())
+    }
+
+    /// "An agent keeps the highest pair it has seen, and refuses a lower one"; and another of the same pair.
+    pub(in super::super) fn check_heard(
+        &self,
+        index: usize,
+        before: Option<&Target>,
+        heard: &Word,
+    ) -> Result<(), String> {
+        let (Some(agent), Some(before), Some(target)) =
+            (&self.hosts[index].agent, before, &heard.target)
+        else {
+            return Ok(());
+        };
+        let is_news = target == before || target.order > before.order;
+        let kept = agent.machine.journal().target.as_ref();
+        if kept == Some(if is_news { target } else { before }) {
+            return Ok(());
+        }
+        Err(format!("{} had {before:?}, heard {target:?}, has {kept:?}", self.hosts[index].name))
     }
 
     /// After each step of the machine: whatever leave is used for has a permit that is stored.

@@ -1,12 +1,14 @@
 //! What must hold of rollouts: how they change, what passes a gate, what leads back.
 
-use std::time::Duration;
-
+use towline_protocol::fleet::GroupRecord;
 use towline_protocol::rollout::{Batch, Kind, Rollout, State};
 
-use super::super::World;
+use towline_coordinator::records::key;
+
 use super::super::coordinator::What;
-use super::{Before, Knowledge, may_go_back, milliseconds};
+use super::super::{World, group};
+use super::counted::check_stopped;
+use super::{Before, Knowledge, bake_time, may_go_back, milliseconds};
 
 impl World {
     pub(super) fn check_rollout(
@@ -26,10 +28,16 @@ impl World {
                 check_history(old, &new, is_by_gate)?;
                 check_gates(old, &new, knowledge)?;
                 if is_by_gate {
-                    self.check_failures(old, &new, knowledge)?;
+                    self.check_gate(old, &new, knowledge)?;
                 }
             }
-            None => self.check_begun(old, &new, is_by_gate)?,
+            None => {
+                self.check_begun(old, &new, is_by_gate)?;
+                let past = old.filter(|_| is_by_gate).map(|old| (old, self.past(old)));
+                if let Some((old, past)) = past {
+                    self.check_gate(old, &past?, knowledge)?;
+                }
+            }
         }
         if new.state == State::Converged {
             let passed = |batch: &Batch| batch.passed_ms.is_some();
@@ -53,32 +61,60 @@ impl World {
         Ok(())
     }
 
-    /// Whoever has told of nothing bad fails by a deadline, and by none that has not passed.
-    fn check_failures(
+    /// A rollout as it was kept when it ended.
+    fn past(&self, rollout: &Rollout) -> Result<Rollout, String> {
+        let at = key::past(&group(), rollout.order().generation);
+        let value = self.store.value(&at).ok_or("a rollout that has ended is not kept")?;
+        serde_json::from_slice(value).map_err(|error| error.to_string())
+    }
+
+    /// What the gate does by itself: it counts who has failed, sets aside who is silent, stops.
+    fn check_gate(
         &self,
         old: &Rollout,
         new: &Rollout,
         knowledge: &Knowledge,
     ) -> Result<(), String> {
         for (instance, failed) in &new.failures {
-            if old.failures.contains_key(instance) || knowledge.failing.contains(instance) {
+            if old.failures.contains_key(instance) {
                 continue;
             }
-            let opened_ms = old.batches.get(failed.batch_index as usize);
-            let opened_ms = opened_ms.and_then(|batch| batch.opened_ms).unwrap_or_default();
-            // A batch that was refilled counts anew; a permit that was given before that does not.
-            let given_ms = knowledge.given_ms.get(instance).copied().unwrap_or(opened_ms);
-            let opened_ms = opened_ms.min(given_ms);
-            let least_s = old.policy.prepare_deadline_s.min(old.policy.healthy_deadline_s);
-            if knowledge.deadline_ms < opened_ms + least_s * 1_000 {
-                return Err(format!("{instance} failed before its deadline: {failed:?}"));
-            }
-            let prepared_by = opened_ms + old.policy.prepare_deadline_s * 1_000;
-            if failed.detail.starts_with("not prepared") && knowledge.deadline_ms < prepared_by {
-                return Err(format!("{instance} failed too soon: {failed:?}"));
+            if knowledge.counted.failed.get(instance) != Some(&failed.is_revision) {
+                return Err(format!("{instance} is counted for nothing: {failed:?}"));
             }
         }
+        for instance in new.aside.difference(&old.aside) {
+            if !knowledge.counted.away.contains(instance) {
+                return Err(format!("{instance} is set aside, and is not away"));
+            }
+        }
+        if old.state == State::Running && matches!(new.state, State::Halted | State::Aborted) {
+            self.check_stop(old, new, knowledge)?;
+        }
         Ok(())
+    }
+
+    fn check_stop(
+        &self,
+        old: &Rollout,
+        new: &Rollout,
+        knowledge: &Knowledge,
+    ) -> Result<(), String> {
+        let record = self.store.truth().record.as_ref().ok_or("the group is gone")?;
+        let revision = old.revision();
+        let is_quarantined = revision.is_some_and(|own| record.value.is_quarantined(own));
+        let is_banned = is_quarantined && !old.is_proven;
+        if new.state == State::Halted {
+            return check_stopped(old, new, knowledge, is_banned);
+        }
+        // "Quarantine: the revision, when the gate fails", if anything says something against it.
+        let is_at_fault =
+            new.failures.values().any(|failed| failed.is_revision && !failed.is_excused);
+        let is_known = new.reason.starts_with("the revision failed");
+        if is_quarantined != is_at_fault && !is_known {
+            return Err(format!("{revision:?} is in quarantine: {is_quarantined}"));
+        }
+        check_stopped(old, new, knowledge, is_known)
     }
 
     /// A rollout takes the place of another one.
@@ -106,27 +142,60 @@ impl World {
             }
         }
         let record = &truth.record.as_ref().ok_or("the group is gone")?.value;
+        // "Quarantine: the revision, when the gate fails", once nobody goes on with it.
+        if let Some(old) = old.filter(|old| old.culprit.is_some() && old.state == State::Halted)
+            && old.revision() != new.revision()
+            && !old.revision().is_some_and(|revision| record.is_quarantined(revision))
+        {
+            return Err(format!("what has failed is not in quarantine: {:?}", old.culprit));
+        }
         let target = &new.target;
         if target.revision.is_some() == target.not.is_some() {
             return Err(format!("{target:?} leads nowhere"));
         }
+        let is_banned = |revision| record.is_quarantined(revision);
         if let Some(fallback) = &target.fallback
-            && (target.revision.as_ref() == Some(fallback) || !record.is_proven(fallback))
+            && (target.revision.as_ref() == Some(fallback)
+                || !record.is_proven(fallback)
+                || is_banned(fallback))
         {
-            return Err(format!(
-                "{} is a fallback, and no rollout to it converged",
-                fallback.short()
-            ));
+            return Err(format!("{} is no fallback for {target:?}", fallback.short()));
         }
-        if new.kind == Kind::Rollback
-            && let Some(old) = old.filter(|old| old.kind == Kind::Release)
-            && let Some(revision) = &target.revision
-            && (Some(revision) == old.revision() || !record.is_proven(revision))
-        {
-            return Err(format!("a rollback to {}", revision.short()));
+        match (new.kind, old) {
+            (Kind::Rollback, Some(old)) => check_way_back(old, new, record),
+            (Kind::Release, _) if new.revision().is_some_and(is_banned) => {
+                Err("a release of what is in quarantine".to_owned())
+            }
+            (Kind::Release, Some(old))
+                if old.state.is_ended() && old.revision() == new.revision() =>
+            {
+                Err("a release of what is the target already".to_owned())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Where a way back leads: to what is proven and not in quarantine; away from what it leaves.
+fn check_way_back(old: &Rollout, new: &Rollout, record: &GroupRecord) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("a way back to {:?}: {why}", new.target));
+    let is_left = old.revision().is_some() && old.revision() == new.revision();
+    // "Whoever was not restarted stays as it is."
+    if old.kind == Kind::Restart && !old.state.is_ended() && is_left {
+        let is_undone = new.target.restart + 1 == old.target.restart;
+        return if is_undone { Ok(()) } else { wrong("the restart is not taken back") };
+    }
+    if is_left {
+        return wrong("it is what is left");
+    }
+    let Some(revision) = new.revision() else { return Ok(()) };
+    if !record.is_proven(revision) || record.is_quarantined(revision) {
+        return wrong("no rollout to it converged, or it is in quarantine");
+    }
+    if new.target.fallback.is_some() && new.target.fallback.as_ref() == old.revision() {
+        return wrong("its own way back is what is left");
+    }
+    Ok(())
 }
 
 fn check_state(old: &Rollout, new: &Rollout, is_by_gate: bool) -> Result<(), String> {
@@ -228,14 +297,10 @@ fn check_gates(old: &Rollout, new: &Rollout, knowledge: &Knowledge) -> Result<()
         else {
             return wrong("it has not baked");
         };
-        let bake_s = match new.kind {
-            Kind::Rollback => 0,
-            _ if batch.share_index == 0 => new.policy.bake_s.canary,
-            _ => new.policy.bake_s.batch,
-        };
+        let whole = bake_time(new, batch);
         let baked = milliseconds(passed_ms.saturating_sub(bakes_ms));
-        if baked < Duration::from_secs(bake_s) && !batch.is_promoted {
-            return wrong(&format!("it has baked for {baked:?} of {bake_s} s"));
+        if baked < whole && !batch.is_promoted {
+            return wrong(&format!("it has baked for {baked:?} of {whole:?}"));
         }
     }
     Ok(())
