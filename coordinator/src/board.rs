@@ -354,7 +354,7 @@ impl Board {
         let clock = self.clock(group, now);
         let attendance = self.attendance(group);
         let leave = permits::decide(self.known(group)?, &attendance, question, clock);
-        if leave.is_full {
+        if leave.asks_again {
             self.hub.refused(group);
         }
         Ok(leave)

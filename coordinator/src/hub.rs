@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use towline_protocol::api::Budget;
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Answer, VERSION, Word};
+use towline_protocol::rollout::State;
 
 use crate::fleet::{self, Attendance};
 use crate::records::GroupState;
@@ -102,7 +103,7 @@ impl Hub {
         Polled::Parked(woken)
     }
 
-    /// Notes that somebody was told no, for want of room.
+    /// Notes that somebody was told no, and is to ask again once there is room.
     pub fn refused(&mut self, group: &Group) {
         self.parking(group).has_refused = true;
     }
@@ -142,7 +143,10 @@ impl Hub {
     pub fn refresh(&mut self, state: &GroupState, attendance: &Attendance) -> usize {
         let wait_s = self.wait_s;
         let parking = self.parking(&state.group);
-        parking.make_room(fleet::budget(state, attendance));
+        // While a rollout stands, nobody gets leave.
+        if state.going().is_none_or(|rollout| rollout.state == State::Running) {
+            parking.make_room(fleet::budget(state, attendance));
+        }
         // Answers of before are made again where they still hold.
         parking.answers.clear();
         let mut woken = Vec::new();

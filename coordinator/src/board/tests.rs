@@ -131,6 +131,12 @@ impl Here {
         self.drive();
     }
 
+    fn operate(&mut self, what: impl FnOnce(&GroupState, &Act) -> Result<Draft, ErrorBody>) {
+        let act = self.board.act("ada", None, self.now);
+        let draft = what(self.board.records().group(&web()).unwrap(), &act).unwrap();
+        self.store(draft);
+    }
+
     fn drive(&mut self) {
         while let Some((_, draft)) = self.board.next_step(&web(), "gate", self.now) {
             self.store(draft);
@@ -251,6 +257,28 @@ fn only_a_no_for_want_of_room_is_to_be_asked_again() {
     here.report(&first);
     assert!(here.board.records().group(&web()).unwrap().open.is_empty());
     assert!(parked.try_recv().is_ok(), "it may ask again");
+}
+
+#[test]
+fn what_is_ordered_while_a_rollout_stands_is_asked_for_again_when_it_goes_on() {
+    let mut here = Here::with(&["i-1", "i-2", "i-3"], at_once());
+    here.release();
+    let state = here.board.records().group(&web()).unwrap();
+    let out = ["i-1", "i-2", "i-3"]
+        .into_iter()
+        .find(|at| !state.going().unwrap().batches[0].members.contains(&name(at)))
+        .unwrap();
+    here.report(out);
+    here.operate(operations::pause);
+    here.operate(|state, _| operations::order(state, &name(out), operations::ToInstance::Restart));
+    assert!(here.ask(out).unwrap().contains("paused"));
+    let mut parked = here.park(out);
+    here.pass(3);
+    assert!(parked.try_recv().is_err(), "it would be told no again");
+    let now = here.board.clock(&web(), here.now);
+    here.operate(|state, act| operations::resume(state, now, act));
+    assert!(parked.try_recv().is_ok());
+    assert_eq!(here.ask(out), None);
 }
 
 #[test]

@@ -36,9 +36,9 @@ pub struct Leave {
     pub reason: Option<String>,
     /// What to store first.
     pub draft: Draft,
-    /// Is nothing in the way but that as many are unavailable as may be? Then it is to ask again once there
-    /// is room; all other reasons end with the word that it is told.
-    pub is_full: bool,
+    /// Is it to ask again later, though nothing else of its word will change then? So where as many are
+    /// unavailable as may be, and where what was ordered waits for a rollout that stands.
+    pub asks_again: bool,
 }
 
 /// Answers a question for leave to swap.
@@ -62,7 +62,9 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         if stored.is_some_and(|permit| permit.seq < question.seq && is_unused(state, permit)) {
             close(state, instance, &mut draft);
         }
-        return refuse(draft, reason);
+        let stands = state.going().is_some_and(|rollout| rollout.state != State::Running);
+        let asks_again = stands && is_ordered(state, instance);
+        return Leave { asks_again, ..refuse(draft, reason) };
     }
     // Whoever asks is there. What it serves is known to be bad, or else it is to be spared: not known is
     // not unhealthy.
@@ -71,7 +73,7 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
     let costs = health != Some(Health::Unhealthy);
     if stored.is_none() && costs && budget.used >= budget.max {
         let reason = format!("{} of {} that may be unavailable are", budget.used, budget.max);
-        return Leave { is_full: true, ..refuse(Draft::new(), reason) };
+        return Leave { asks_again: true, ..refuse(Draft::new(), reason) };
     }
     let mut draft = Draft::new();
     draft.on(key::target(&state.group), state.target.as_ref());
@@ -104,11 +106,11 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         given_ms,
     };
     draft.put(at, &permit);
-    Leave { permit: Some(id), reason: None, draft, is_full: false }
+    Leave { permit: Some(id), reason: None, draft, asks_again: false }
 }
 
 fn refuse(draft: Draft, reason: impl Into<String>) -> Leave {
-    Leave { permit: None, reason: Some(reason.into()), draft, is_full: false }
+    Leave { permit: None, reason: Some(reason.into()), draft, asks_again: false }
 }
 
 /// Has the instance told since that it does not wait for the answer any more?

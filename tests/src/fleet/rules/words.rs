@@ -30,7 +30,9 @@ impl World {
             if word.duty != duty {
                 return Err(format!("{name} is told to {:?}, not to {duty:?}", word.duty));
             }
-            if (word.ask != 0) != (duty == Duty::Take) {
+            let done = record.report.as_ref().map_or(0, |report| report.orders.restart);
+            let may_ask = duty == Duty::Take || record.orders.restart > done;
+            if (word.ask != 0) != may_ask {
                 return Err(format!("{name} is told to {duty:?}, and to ask again: {}", word.ask));
             }
             if word.orders != record.orders {
