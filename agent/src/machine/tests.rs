@@ -16,6 +16,7 @@ mod boots;
 mod deploys;
 mod duties;
 mod killed;
+mod orders;
 mod permits;
 mod serving;
 mod targets;

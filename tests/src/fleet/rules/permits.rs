@@ -108,7 +108,9 @@ impl World {
             }
         }
         if let Some(host) = self.hosts.iter_mut().find(|host| host.name == *instance) {
-            host.is_excused &= !is_new;
+            // A late copy of an earlier question is not what it swaps by.
+            let leave = host.agent.as_ref().and_then(|agent| agent.machine.journal().leave);
+            host.is_excused &= !is_new || leave.is_some_and(|leave| leave > permit.seq);
             host.restarts_by = restarts_only.then_some(permit.seq);
         }
         Ok(())
