@@ -192,7 +192,10 @@ fn check_way_back(old: &Rollout, new: &Rollout, record: &GroupRecord) -> Result<
     if !record.is_proven(revision) || record.is_quarantined(revision) {
         return wrong("no rollout to it converged, or it is in quarantine");
     }
-    if new.target.fallback.is_some() && new.target.fallback.as_ref() == old.revision() {
+    // What was at rest was good; what was on its way is not to be booted by anybody.
+    let is_cut_off = !old.state.is_ended();
+    if is_cut_off && new.target.fallback.is_some() && new.target.fallback.as_ref() == old.revision()
+    {
         return wrong("its own way back is what is left");
     }
     Ok(())
