@@ -266,7 +266,10 @@ fn due(
         // Whoever has still to tell how it is is about to.
         let is_known = matches!(presence, Presence::Here | Presence::Silent);
         let given_ms = permit.given_ms.filter(|_| is_known)?;
-        let at_ms = after(given_ms, rollout.policy.healthy_deadline_s);
+        // One that was given for an ordered restart may be older than its batch.
+        let from_ms =
+            rollout.batches[index].opened_ms.map_or(given_ms, |opened| opened.max(given_ms));
+        let at_ms = after(from_ms, rollout.policy.healthy_deadline_s);
         return Some(Due { at_ms, is_prepare: false });
     }
     let is_ready = own(record, rollout).is_some_and(|report| {

@@ -160,3 +160,25 @@ fn an_order_to_an_instance_is_the_next_number_also_after_its_record_was_lost() {
     let unknown = operations::order(world.state(), &instance("i-ff"), ToInstance::Retry);
     assert_eq!(unknown.unwrap_err().code, Code::NotFound);
 }
+
+#[test]
+fn a_permit_for_an_order_has_its_deadline_from_when_its_batch_opens() {
+    let mut world = World::new(policy(&[100]), &THREE);
+    world.release('b').unwrap();
+    world.settle();
+    let canary = world.first(0);
+    let other = THREE.into_iter().find(|name| *name != canary).unwrap();
+    world.operate(|state, _| operations::order(state, &instance(other), ToInstance::Restart));
+    assert!(world.ask(other).permit.is_some());
+    world.tell(other, |told| told.health = Health::Unhealthy);
+    world.pass_s(290);
+    world.takes(&canary, 'b');
+    world.pass_s(61);
+    world.settle();
+    assert!(world.members(1).contains(&other.to_owned()), "{}", world.line());
+    assert!(world.rollout().failures.is_empty(), "it has as long as everybody else");
+    world.pass_s(300);
+    world.settle();
+    let failed = &world.rollout().failures;
+    assert!(failed[&instance(other)].detail.contains("300 s after its permit"), "{failed:?}");
+}

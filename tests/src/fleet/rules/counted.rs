@@ -120,7 +120,7 @@ fn is_late(
     let is_over = |from: u64, seconds: u64| now.deadline_ms >= from + seconds * 1_000;
     if let Some(given) = holds_permit(state, rollout, &record.instance) {
         let is_known = matches!(presence, Presence::Here | Presence::Silent);
-        let given_ms = given.filter(|_| is_known)?;
+        let given_ms = given.filter(|_| is_known)?.max(batch.opened_ms.unwrap_or(0));
         let is_bad = presence != Presence::Silent && report.is_some_and(|own| serves(own, rollout));
         return is_over(given_ms, policy.healthy_deadline_s).then_some(is_bad);
     }
