@@ -10,6 +10,8 @@
 //! - Whatever is answered with success is durable, and stands in the records that the next reader sees.
 //! - Decisions are made under the lock, on records that are whole; nothing waits while it is held.
 //! - Records change in one place: the watch of the store. A commit that lost a race is decided again.
+//! - They follow the store until it closes, also while the coordinator stops: whoever has committed waits
+//!   for the records. Polls are let go as soon as it stops.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use towline_protocol::api::{Code, ErrorBody};
 use towline_protocol::ids::{Group, Instance};
@@ -62,6 +64,7 @@ struct Inner {
     taken_up: watch::Sender<Version>,
     /// Something changed: the driver has to look.
     changed: Notify,
+    stop: CancellationToken,
 }
 
 struct State {
@@ -93,7 +96,8 @@ pub enum DeskError {
 }
 
 impl Desk {
-    /// Opens the desk on a store, and begins to follow it until `stop`. `wait_s`: how long polls hang.
+    /// Opens the desk on a store, and begins to follow it until that is closed. `wait_s`: how long polls
+    /// hang; none does after `stop`.
     ///
     /// # Errors
     ///
@@ -121,9 +125,10 @@ impl Desk {
                 state: Mutex::new(state),
                 taken_up,
                 changed: Notify::new(),
+                stop,
             }),
         };
-        tokio::spawn(desk.clone().follow(version, stop));
+        tokio::spawn(desk.clone().follow(version));
         Ok(desk)
     }
 
@@ -136,26 +141,21 @@ impl Desk {
         Moment { read: self.inner.started.elapsed(), at: now() }
     }
 
-    /// Takes up whatever changes in the store.
-    async fn follow(self, from: Version, stop: CancellationToken) {
+    /// Takes up whatever changes in the store, until it closes.
+    async fn follow(self, from: Version) {
         let mut version = from;
         loop {
-            let followed = tokio::select! {
-                () = stop.cancelled() => break,
-                followed = self.follow_from(&mut version) => followed,
-            };
-            match followed {
+            match self.follow_from(&mut version).await {
                 Ok(()) => {}
                 Err(DeskError::Store(StoreError::Closed)) => break,
                 Err(error) => {
                     error!(error = chain(&error), "could not follow the store");
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
         }
+        // Nothing is taken up any more: nobody is to wait for it.
+        self.inner.taken_up.send_replace(Version::MAX);
         let mut state = self.state();
         state.board.close();
         state.watchers.clear();
@@ -316,7 +316,7 @@ impl Desk {
 
     async fn taken_up(&self, version: Version) {
         let mut taken_up = self.inner.taken_up.subscribe();
-        // It ends with the desk.
+        // Its sender is here; so it comes to this version, or to the last one of all.
         taken_up.wait_for(|taken_up| *taken_up >= version).await.ok();
     }
 
@@ -353,20 +353,34 @@ impl Desk {
         let polled = self.state().board.poll(&poll)?;
         let answer = match polled {
             Polled::Answered(bytes) => Some(bytes),
-            Polled::Parked(woken) => match tokio::time::timeout(self.inner.wait, woken).await {
-                Ok(Ok(bytes)) => Some(bytes),
-                // Another poll of this instance took its place, or the coordinator stops.
-                Ok(Err(_)) => None,
-                Err(_) => {
-                    self.state().board.leave(group, instance);
-                    None
-                }
-            },
+            Polled::Parked(woken) => self.parked(group, instance, woken).await,
         };
         if answer.is_some() {
             failpoint::reach("before-answer");
         }
         Ok(answer)
+    }
+
+    /// Waits for the answer of a poll that is parked.
+    async fn parked(
+        &self,
+        group: &Group,
+        instance: &Instance,
+        woken: oneshot::Receiver<Bytes>,
+    ) -> Option<Bytes> {
+        let woken = tokio::select! {
+            woken = tokio::time::timeout(self.inner.wait, woken) => woken,
+            () = self.inner.stop.cancelled() => return None,
+        };
+        match woken {
+            Ok(Ok(bytes)) => Some(bytes),
+            // Another poll of this instance took its place.
+            Ok(Err(_)) => None,
+            Err(_) => {
+                self.state().board.leave(group, instance);
+                None
+            }
+        }
     }
 
     /// Takes up a report; returns when it is durable.
@@ -420,7 +434,7 @@ impl Desk {
         }
     }
 
-    /// Returns a number that changes whenever something of a group does; it ends with the coordinator.
+    /// Returns a number that changes whenever something of a group does; it ends with the store.
     #[must_use]
     pub fn watch(&self, group: &Group) -> watch::Receiver<u64> {
         self.state().watcher(group).subscribe()
@@ -486,6 +500,9 @@ mod tests {
     use towline_protocol::fleet::GroupRecord;
     use towline_protocol::policy::Policy;
     use towline_protocol::poll::{Answer, Duty};
+
+    /// How long a test waits for what happens at once.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     fn web() -> Group {
         "web".parse().unwrap()
@@ -578,6 +595,33 @@ mod tests {
         let answer = read(desk.poll(poll(Some(&first.id))).await.unwrap());
         assert_ne!(answer.id, first.id);
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_while_it_stops_is_taken_up_and_no_poll_hangs() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 600, stop.clone()).await.unwrap();
+        make_group(&desk).await;
+        let first = read(desk.poll(poll(None)).await.unwrap());
+        let parked = tokio::spawn({
+            let (desk, poll) = (desk.clone(), poll(Some(&first.id)));
+            async move { desk.poll(poll).await }
+        });
+        while desk.figures().parked == 0 {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        assert_eq!(parked.await.unwrap().unwrap(), None, "it is let go");
+        // As a driver does that was about to store a step.
+        tokio::time::timeout(PATIENCE, release(&desk, 'a')).await.expect("it ends").unwrap();
+        assert_eq!(desk.read(|records| records.group(&web()).unwrap().order().generation), 1);
+        assert_eq!(desk.poll(poll(Some(&first.id))).await.unwrap().map(|_| ()), Some(()));
+
+        // Closed at last, it keeps nobody waiting either.
+        desk.store().close().await;
+        let refused = tokio::time::timeout(PATIENCE, release(&desk, 'b')).await.expect("it ends");
+        assert!(refused.is_err());
     }
 
     #[tokio::test]

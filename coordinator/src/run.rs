@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,9 @@ use crate::upkeep;
 
 /// The socket in the data directory by which root does everything.
 pub const SOCKET: &str = "admin.sock";
+
+/// How long the driver has for the step that it is at when the coordinator stops.
+const LAST_STEP: Duration = Duration::from_secs(5);
 
 /// Why the coordinator could not run.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +121,7 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     if config.is_open && config.listen.iter().any(|address| !address.ip().is_loopback()) {
         warn!("everybody who can reach it may do everything: it runs with --insecure");
     }
-    let driver = tokio::spawn(driver::drive(desk.clone(), stop.clone()));
+    let mut driver = tokio::spawn(driver::drive(desk.clone(), stop.clone()));
     let mirror = Mirror::new(mirror_config(&config)?)?;
     if let Err(error) = mirror.check().await {
         warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
@@ -147,7 +151,11 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     info!(data = %data.display(), "ready");
     stop.cancelled().await;
     server.ended().await;
-    driver.await.ok();
+    if tokio::time::timeout(LAST_STEP, &mut driver).await.is_err() {
+        // What it waits for is done or not when the store closes; it decides nothing more.
+        warn!("a step is not stored yet: it is not waited for any longer");
+        driver.abort();
+    }
     store.close().await;
     info!("stopped");
     Ok(())
