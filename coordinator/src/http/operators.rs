@@ -85,7 +85,8 @@ impl Api {
         .await
     }
 
-    /// Decides something about a group's rollout, and answers with how it then stands.
+    /// Decides something about a group's rollout, and answers with how it then stands. Git is not asked:
+    /// whoever pauses does not wait for it.
     async fn decide_rollout<T>(
         &self,
         change: &Change<T>,
@@ -94,7 +95,7 @@ impl Api {
         mut decide: impl FnMut(&On<'_>) -> Result<Draft, ErrorBody>,
         more: Option<&Revision>,
     ) -> Result<Answer, Refused> {
-        let commits = self.commits(group, more).await;
+        let commits = self.commits_at_hand(group, more);
         self.decide(change, group, reason, |on| {
             let draft = decide(on)?;
             let answer = on.after(&draft, &commits);
@@ -248,6 +249,8 @@ async fn release(
         return Ok(answer);
     }
     api.check_commit(&name, &request.revision).await?;
+    // So that the answer has its subject at hand.
+    drop(api.commits(&name, Some(&request.revision)).await);
     let decide = |on: &On<'_>| operations::release(on.state, on.attendance, request, on.act);
     api.decide_rollout(&change, &name, None, decide, Some(&request.revision)).await
 }
@@ -322,7 +325,7 @@ async fn abort(
 ) -> Result<Answer, Refused> {
     asked.end()?;
     let (name, reason): (Group, _) = (at.get("group")?, change.value.reason.clone());
-    let commits = api.commits(&name, None).await;
+    let commits = api.commits_at_hand(&name, None);
     api.decide(&change, &name, reason, |on| {
         let draft = operations::abort(on.state, on.act)?;
         let answer = on.ended(&draft, &commits);
