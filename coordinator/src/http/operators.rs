@@ -47,7 +47,6 @@ struct Nothing {}
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .route("/v1/groups/{group}", get(reads::one_group).put(set).delete(remove))
-        .route("/v1/groups/{group}/release", post(release))
         .route("/v1/groups/{group}/rollback", post(rollback))
         .route("/v1/groups/{group}/restart", post(restart))
         .route("/v1/groups/{group}/rollout/pause", post(pause))
@@ -59,6 +58,11 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/v1/groups/{group}/instances/{instance}/forget", post(forget))
         .route("/v1/groups/{group}/permits/{instance}/close", post(close))
         .route("/v1/groups/{group}/quarantine/{revision}/lift", post(lift))
+}
+
+/// Those that may wait for the origin of a repository.
+pub(crate) fn of_origins() -> Router<Api> {
+    Router::new().route("/v1/groups/{group}/release", post(release))
 }
 
 /// What a change is decided on.

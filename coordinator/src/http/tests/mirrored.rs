@@ -94,3 +94,23 @@ async fn whoever_steers_does_not_wait_for_git() {
         Either::Right(((), _)) => {}
     }
 }
+
+#[tokio::test]
+async fn an_origin_that_does_not_answer_keeps_nobody_from_steering() {
+    let slow = Slow::new().await;
+    slow.hang();
+    let ask = |_| slow.here.get("/v1/groups/web/resolve?name=main");
+    let mut asking: FuturesUnordered<_> = (0..70).map(ask).collect();
+    let refused = asking.next().await.unwrap();
+    assert_eq!((refused.status.as_u16(), refused.code()), (503, "unavailable"), "{refused:?}");
+    while !slow.asked().exists() {
+        tokio::task::yield_now().await;
+    }
+    let said = slow.here.get("/v1/groups").await;
+    assert_eq!(said.status, StatusCode::OK, "who looks is answered: {said:?}");
+    let paused = slow.here.post("/v1/groups/web/rollout/pause", &json!({})).await;
+    assert_eq!(paused.body["state"], "paused", "{paused:?}");
+    let aborted = slow.here.post("/v1/groups/web/rollout/abort", &json!({})).await;
+    assert_eq!(aborted.body["state"], "aborted", "{aborted:?}");
+    drop(asking);
+}
