@@ -14,10 +14,13 @@
 //!   for the records. Polls are let go as soon as it stops.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -65,6 +68,8 @@ struct Inner {
     /// Something changed: the driver has to look.
     changed: Notify,
     stop: CancellationToken,
+    /// Has the store ended before it was to?
+    is_lost: AtomicBool,
 }
 
 struct State {
@@ -97,7 +102,7 @@ pub enum DeskError {
 
 impl Desk {
     /// Opens the desk on a store, and begins to follow it until that is closed. `wait_s`: how long polls
-    /// hang; none does after `stop`.
+    /// hang; none does after `stop`, which is said here too where the store ends by itself.
     ///
     /// # Errors
     ///
@@ -126,9 +131,10 @@ impl Desk {
                 taken_up,
                 changed: Notify::new(),
                 stop,
+                is_lost: AtomicBool::new(false),
             }),
         };
-        tokio::spawn(desk.clone().follow(version));
+        tokio::spawn(desk.clone().follow_to_the_end(version));
         Ok(desk)
     }
 
@@ -141,24 +147,42 @@ impl Desk {
         Moment { read: self.inner.started.elapsed(), at: now() }
     }
 
+    /// Follows the store for as long as there is one. Without it nobody could be told anything true: then
+    /// everything stops, for a supervisor to start it anew.
+    async fn follow_to_the_end(self, from: Version) {
+        let followed = AssertUnwindSafe(self.follow(from)).catch_unwind().await;
+        // Nothing is taken up any more: nobody is to wait for it.
+        self.inner.taken_up.send_replace(Version::MAX);
+        let mut state = self.state();
+        state.board.close();
+        state.watchers.clear();
+        drop(state);
+        if followed.is_err() || !self.inner.stop.is_cancelled() {
+            error!("the store ended by itself: the coordinator stops");
+            self.inner.is_lost.store(true, Ordering::Relaxed);
+            self.inner.stop.cancel();
+        }
+    }
+
+    /// Returns whether the store has ended before it was to.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.inner.is_lost.load(Ordering::Relaxed)
+    }
+
     /// Takes up whatever changes in the store, until it closes.
-    async fn follow(self, from: Version) {
+    async fn follow(&self, from: Version) {
         let mut version = from;
         loop {
             match self.follow_from(&mut version).await {
                 Ok(()) => {}
-                Err(DeskError::Store(StoreError::Closed)) => break,
+                Err(DeskError::Store(StoreError::Closed)) => return,
                 Err(error) => {
                     error!(error = chain(&error), "could not follow the store");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
         }
-        // Nothing is taken up any more: nobody is to wait for it.
-        self.inner.taken_up.send_replace(Version::MAX);
-        let mut state = self.state();
-        state.board.close();
-        state.watchers.clear();
     }
 
     async fn follow_from(&self, version: &mut Version) -> Result<(), DeskError> {
@@ -622,6 +646,19 @@ mod tests {
         desk.store().close().await;
         let refused = tokio::time::timeout(PATIENCE, release(&desk, 'b')).await.expect("it ends");
         assert!(refused.is_err());
+        assert!(!desk.is_lost(), "it was to close");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_ends_by_itself_stops_everything() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let desk = open(dir.path(), &stop).await;
+        make_group(&desk).await;
+        // As where its writer has died: nobody has said that it is time to stop.
+        desk.store().close().await;
+        tokio::time::timeout(PATIENCE, stop.cancelled()).await.expect("it stops");
+        assert!(desk.is_lost());
+        assert!(release(&desk, 'a').await.is_err(), "and nobody waits in vain");
     }
 
     #[tokio::test]

@@ -65,6 +65,9 @@ pub enum RunError {
     /// A secret for an origin cannot be used.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// Something that it cannot do without ended before it was told to stop.
+    #[error("could not go on: a part of it ended by itself, as its log says")]
+    Ended,
 }
 
 impl RunError {
@@ -88,6 +91,7 @@ impl RunError {
             RunError::Tls(error) => error.hint().map(str::to_owned),
             RunError::Mirror(error) => error.hint(),
             RunError::Credential(error) => error.hint(),
+            RunError::Ended => Some("start it again; please report what it has logged".to_owned()),
         }
     }
 }
@@ -102,7 +106,7 @@ pub fn store_in(data: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// See [`RunError`]; nothing is served then.
+/// See [`RunError`]; nothing is served then, or any longer.
 pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<(), RunError> {
     let data = &config.data;
     fs::DirBuilder::new()
@@ -149,14 +153,23 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     }
     tokio::spawn(server.clone().serve_socket(socket));
     info!(data = %data.display(), "ready");
-    stop.cancelled().await;
+    // Without its driver no rollout would go on.
+    let is_driven = tokio::select! {
+        biased;
+        () = stop.cancelled() => true,
+        _ = &mut driver => false,
+    };
+    stop.cancel();
     server.ended().await;
-    if tokio::time::timeout(LAST_STEP, &mut driver).await.is_err() {
+    if is_driven && tokio::time::timeout(LAST_STEP, &mut driver).await.is_err() {
         // What it waits for is done or not when the store closes; it decides nothing more.
         warn!("a step is not stored yet: it is not waited for any longer");
         driver.abort();
     }
     store.close().await;
+    if !is_driven || desk.is_lost() {
+        return Err(RunError::Ended);
+    }
     info!("stopped");
     Ok(())
 }
