@@ -32,6 +32,7 @@ use towline_protocol::poll::{
 use towline_protocol::time::Timestamp;
 use tracing::{error, warn};
 
+use crate::auth::held::Held;
 use crate::board::{Board, Moment};
 use crate::error::chain;
 use crate::failpoint;
@@ -74,6 +75,9 @@ struct Inner {
 
 struct State {
     board: Board,
+    held: Held,
+    /// Could the store not be read when it was looked at last?
+    is_blind: bool,
     watchers: BTreeMap<Group, watch::Sender<u64>>,
     figures: Figures,
 }
@@ -113,12 +117,15 @@ impl Desk {
         stop: CancellationToken,
     ) -> Result<Self, DeskError> {
         let (entries, version) = store.list("").await?;
+        let held = Held::load(&entries);
         let records = Records::load(entries, version)?;
         let (taken_up, _) = watch::channel(version);
         let started = instant();
         let now = Moment { read: Duration::ZERO, at: now() };
         let state = State {
             board: Board::new(records, wait_s, now),
+            held,
+            is_blind: false,
             watchers: BTreeMap::new(),
             figures: Figures::default(),
         };
@@ -178,6 +185,7 @@ impl Desk {
                 Ok(()) => {}
                 Err(DeskError::Store(StoreError::Closed)) => return,
                 Err(error) => {
+                    self.state().is_blind = true;
                     error!(error = chain(&error), "could not follow the store");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -195,6 +203,8 @@ impl Desk {
             let Some(newest) = changes.iter().map(|change| change.version).max() else { continue };
             let mut state = self.state();
             let (touched, lost) = state.board.apply(&changes);
+            changes.iter().for_each(|change| state.held.apply(change));
+            state.is_blind = false;
             for group in &touched {
                 state.tell(group);
             }
@@ -211,9 +221,12 @@ impl Desk {
     /// What is kept of changes does not reach back far enough: everything is read anew.
     async fn reload(&self, version: &mut Version) -> Result<(), DeskError> {
         let (entries, newest) = self.inner.store.list("").await?;
+        let held = Held::load(&entries);
         let records = Records::load(entries, newest)?;
         let mut state = self.state();
         state.board.reload(records);
+        state.held = held;
+        state.is_blind = false;
         let groups: Vec<Group> = state.watchers.keys().cloned().collect();
         for group in &groups {
             state.tell(group);
@@ -228,6 +241,16 @@ impl Desk {
     /// Reads the records as they are.
     pub fn read<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
         look(self.state().board.records())
+    }
+
+    /// Reads what the store has of tokens, as it stands in the records.
+    pub(crate) fn held<T>(&self, look: impl FnOnce(&Held) -> T) -> T {
+        look(&self.state().held)
+    }
+
+    /// Returns whether the store cannot be read at present: what was changed in it, nobody knows.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.state().is_blind
     }
 
     /// Returns who of a group is there.

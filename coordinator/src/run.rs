@@ -130,7 +130,7 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     if let Err(error) = mirror.check().await {
         warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
     }
-    let keys = keys::keys(&desk, config.is_open, &stop).await?;
+    let keys = keys::keys(&desk, config.is_open);
     let mirror = Arc::new(mirror);
     tokio::spawn(upkeep::keep(desk.clone(), Arc::clone(&mirror), stop.clone()));
     let api = Api::new(desk.clone(), Some(mirror), keys, stop.clone());
