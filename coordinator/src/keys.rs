@@ -3,7 +3,7 @@
 //! ```text
 //!   door, headers ──► check ─┬─ the Unix socket ─────────► root
 //!                            ├─ a token ─────────────────► whoever it is, by what the store has of it
-//!                            └─ none, and it is open ────► anybody
+//!                            └─ none, and it is open ────► anybody; on loopback: who says so by its Host
 //! ```
 //!
 //! Tokens are kept at hand with the desk's records, so that no request costs a look into the store, whatever
@@ -11,9 +11,11 @@
 //! knows which were revoked: then none is good. That an agent's token was used is stored before its first
 //! request is answered: from then on nobody else can join as that instance.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::http::header::AUTHORIZATION;
+use axum::http::HeaderValue;
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use futures_util::FutureExt;
 use towline_protocol::api::{Code, ErrorBody, JoinSecret, Role, TokenCreated, TokenView};
@@ -42,13 +44,25 @@ const RACES_MAX: usize = 8;
 #[derive(Debug, Clone)]
 struct Ring {
     desk: Desk,
-    is_open: bool,
+    open: Open,
 }
 
-/// Returns the keeper of tokens. `is_open`: whoever shows no token is let in.
+/// To whom it is open without a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// To nobody.
+    No,
+    /// To whoever is on this host, and asks for this host: a page in a browser here may ask for a name of its
+    /// own that leads here by DNS, and would be answered otherwise.
+    Loopback,
+    /// To everybody.
+    Wide,
+}
+
+/// Returns the keeper of tokens.
 #[must_use]
-pub fn keys(desk: &Desk, is_open: bool) -> Keys {
-    let ring = Ring { desk: desk.clone(), is_open };
+pub fn keys(desk: &Desk, open: Open) -> Keys {
+    let ring = Ring { desk: desk.clone(), open };
     let (check, join, create) = (ring.clone(), ring.clone(), ring.clone());
     let (list, revoke, secret, dismiss) = (ring.clone(), ring.clone(), ring.clone(), ring);
     Keys {
@@ -57,8 +71,9 @@ pub fn keys(desk: &Desk, is_open: bool) -> Keys {
             let header = parts.headers.get(AUTHORIZATION).map(|value| value.to_str().ok());
             // What is no text is no token.
             let header = header.map(|text| text.unwrap_or_default().to_owned());
+            let is_here = parts.headers.get_all(HOST).iter().all(is_this_host);
             let ring = check.clone();
-            async move { ring.check(door, header).await }.boxed()
+            async move { ring.check(door, header, is_here).await }.boxed()
         }),
         join: Arc::new(move |asked, act| {
             let ring = join.clone();
@@ -123,18 +138,54 @@ fn unavailable(error: &StoreError) -> ErrorBody {
     }
 }
 
+fn elsewhere() -> ErrorBody {
+    ErrorBody {
+        code: Code::Forbidden,
+        message:
+            "without tokens, only whoever asks for this host by its loopback address is answered"
+                .to_owned(),
+        hint: Some(
+            "ask for 127.0.0.1, [::1] or localhost; for any other name it needs [tls], and tokens"
+                .to_owned(),
+        ),
+        field: Some("host".to_owned()),
+    }
+}
+
+/// Does this Host header name a loopback address, or `localhost`?
+fn is_this_host(host: &HeaderValue) -> bool {
+    let Ok(text) = host.to_str() else { return false };
+    let name = match text.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => text.split(':').next(),
+    };
+    let name = name.unwrap_or_default();
+    let is_loopback = |address: IpAddr| address.is_loopback();
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(is_loopback)
+}
+
 impl Ring {
     fn kept(&self, key: &str) -> Option<Kept<()>> {
         self.desk.held(|held| held.get(key).map(|entry| Kept { version: entry.version, value: () }))
     }
 
-    async fn check(&self, door: Option<Door>, header: Option<String>) -> Result<Caller, ErrorBody> {
+    /// `is_here`: does it ask for this host, by its Host header?
+    async fn check(
+        &self,
+        door: Option<Door>,
+        header: Option<String>,
+        is_here: bool,
+    ) -> Result<Caller, ErrorBody> {
         if door == Some(Door::Local) {
             let (name, id) = (ROOT.to_owned(), ROOT.to_owned());
             return Ok(Caller::Operator { name, role: Role::Operator, id });
         }
-        if header.is_none() && self.is_open {
-            return Ok(Caller::Open);
+        if header.is_none() {
+            match self.open {
+                Open::No => {}
+                Open::Loopback if !is_here => return Err(elsewhere()),
+                Open::Loopback | Open::Wide => return Ok(Caller::Open),
+            }
         }
         let secret = Secret::parse_header(header.as_deref()).map_err(refusal)?;
         let now = self.desk.now();
@@ -259,11 +310,11 @@ mod tests {
     /// How long a test waits for what comes in a second or two.
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    async fn keeper(dir: &std::path::Path, is_open: bool) -> (Keys, Desk, CancellationToken) {
+    async fn keeper(dir: &std::path::Path, open: Open) -> (Keys, Desk, CancellationToken) {
         let stop = CancellationToken::new();
         let store = Embedded::open(&dir.join("store"), 1_790_000_000).unwrap();
         let desk = Desk::open(store, 1, stop.clone()).await.unwrap();
-        (keys(&desk, is_open), desk, stop)
+        (keys(&desk, open), desk, stop)
     }
 
     fn act(desk: &Desk) -> Act {
@@ -283,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn a_token_is_good_until_it_is_revoked_and_the_socket_is_roots() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, desk, stop) = keeper(dir.path(), false).await;
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
         assert_eq!(ask(&keys, Door::Net, None).await, Err(Code::Unauthenticated));
         let root = ask(&keys, Door::Local, None).await.unwrap();
         assert!(matches!(root, Caller::Operator { role: Role::Operator, .. }));
@@ -313,7 +364,7 @@ mod tests {
     #[tokio::test]
     async fn a_token_that_is_made_up_costs_no_look_into_the_store_and_one_just_made_is_known() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, desk, stop) = keeper(dir.path(), false).await;
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
         let group: Group = "web".parse().unwrap();
         let (draft, made) = (keys.join_secret)(group.clone(), act(&desk)).await.unwrap();
         assert!(desk.save(draft).await.unwrap());
@@ -333,7 +384,7 @@ mod tests {
     #[tokio::test]
     async fn where_the_store_cannot_be_read_no_token_is_good() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, desk, stop) = keeper(dir.path(), false).await;
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
         let request = TokenRequest { name: "ci".to_owned(), role: Role::Viewer, expires_s: 60 };
         let (draft, made) = (keys.create)(request, act(&desk)).await.unwrap();
         assert!(desk.save(draft).await.unwrap());
@@ -381,7 +432,7 @@ mod tests {
     #[tokio::test]
     async fn an_instance_joins_once_and_what_was_never_used_may_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, desk, stop) = keeper(dir.path(), false).await;
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
         let group: Group = "web".parse().unwrap();
         let (draft, made) = (keys.join_secret)(group.clone(), act(&desk)).await.unwrap();
         assert!(desk.save(draft).await.unwrap());
@@ -407,12 +458,45 @@ mod tests {
     #[tokio::test]
     async fn where_it_is_open_nobody_is_asked_and_a_wrong_token_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, _, stop) = keeper(dir.path(), true).await;
+        let (keys, _, stop) = keeper(dir.path(), Open::Loopback).await;
         assert_eq!(ask(&keys, Door::Net, None).await, Ok(Caller::Open));
         let made = Secret::random(Kind::Operator).unwrap();
         let refused = ask(&keys, Door::Net, Some(made.expose())).await;
         assert_eq!(refused, Err(Code::Unauthenticated));
         assert_eq!(ask(&keys, Door::Net, Some("tlo_x")).await, Err(Code::Unauthenticated));
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn on_loopback_only_who_asks_for_this_host_needs_no_token() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (loopback, _, stop) = keeper(dir.path(), Open::Loopback).await;
+        let (wide, _, stop_too) = keeper(other.path(), Open::Wide).await;
+        let ask = async |keys: &Keys, door, host: &[&str]| {
+            let mut request = axum::http::Request::builder();
+            for host in host {
+                request = request.header("host", *host);
+            }
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            parts.extensions.insert(door);
+            (keys.check)(&parts).await.map_err(|error| error.code)
+        };
+        let here = ["127.0.0.1:7617", "127.0.0.1", "[::1]:7617", "[::1]", "LocalHost:7617"];
+        for host in here {
+            assert_eq!(ask(&loopback, Door::Net, &[host]).await, Ok(Caller::Open), "{host}");
+        }
+        assert_eq!(ask(&loopback, Door::Net, &[]).await, Ok(Caller::Open), "no browser");
+        for host in
+            ["rebound.example:7617", "192.168.0.7", "127.0.0.1.rebound.example", "", "[", "[::2]"]
+        {
+            assert_eq!(ask(&loopback, Door::Net, &[host]).await, Err(Code::Forbidden), "{host}");
+            assert_eq!(ask(&wide, Door::Net, &[host]).await, Ok(Caller::Open), "{host}");
+            let root = ask(&loopback, Door::Local, &[host]).await;
+            assert!(matches!(root, Ok(Caller::Operator { .. })), "{host}");
+        }
+        let both = ["127.0.0.1", "rebound.example"];
+        assert_eq!(ask(&loopback, Door::Net, &both).await, Err(Code::Forbidden));
+        stop.cancel();
+        stop_too.cancel();
     }
 }

@@ -21,7 +21,7 @@ use crate::desk::{Desk, DeskError};
 use crate::driver;
 use crate::error::chain;
 use crate::http::{self, Api};
-use crate::keys;
+use crate::keys::{self, Open};
 use crate::mirror::{Credential, CredentialError, Mirror, MirrorConfig, MirrorError, Secret};
 use crate::records::key;
 use crate::server::{self, ListenError, Server};
@@ -130,7 +130,7 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     if let Err(error) = mirror.check().await {
         warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
     }
-    let keys = keys::keys(&desk, config.is_open);
+    let keys = keys::keys(&desk, open(&config));
     let mirror = Arc::new(mirror);
     tokio::spawn(upkeep::keep(desk.clone(), Arc::clone(&mirror), stop.clone()));
     let api = Api::new(desk.clone(), Some(mirror), keys, stop.clone());
@@ -172,6 +172,14 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     }
     info!("stopped");
     Ok(())
+}
+
+fn open(config: &Config) -> Open {
+    match (config.is_open, config.listen.iter().all(|address| address.ip().is_loopback())) {
+        (false, _) => Open::No,
+        (true, true) => Open::Loopback,
+        (true, false) => Open::Wide,
+    }
 }
 
 fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {
