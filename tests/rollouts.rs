@@ -8,4 +8,5 @@ mod doors;
 mod input;
 mod ordinary;
 mod steered;
+mod stopping;
 mod store;

@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "coordinator/src/fleet.rs",
     "coordinator/src/records.rs",
     "coordinator/src/views",
+    "coordinator/src/auth/held.rs",
     "coordinator/src/board/uptime.rs",
     "protocol/src",
 ];

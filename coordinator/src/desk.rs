@@ -10,14 +10,19 @@
 //! - Whatever is answered with success is durable, and stands in the records that the next reader sees.
 //! - Decisions are made under the lock, on records that are whole; nothing waits while it is held.
 //! - Records change in one place: the watch of the store. A commit that lost a race is decided again.
+//! - They follow the store until it closes, also while the coordinator stops: whoever has committed waits
+//!   for the records. Polls are let go as soon as it stops.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use towline_protocol::api::{Code, ErrorBody};
 use towline_protocol::ids::{Group, Instance};
@@ -27,6 +32,7 @@ use towline_protocol::poll::{
 use towline_protocol::time::Timestamp;
 use tracing::{error, warn};
 
+use crate::auth::held::Held;
 use crate::board::{Board, Moment};
 use crate::error::chain;
 use crate::failpoint;
@@ -62,10 +68,16 @@ struct Inner {
     taken_up: watch::Sender<Version>,
     /// Something changed: the driver has to look.
     changed: Notify,
+    stop: CancellationToken,
+    /// Has the store ended before it was to?
+    is_lost: AtomicBool,
 }
 
 struct State {
     board: Board,
+    held: Held,
+    /// Could the store not be read when it was looked at last?
+    is_blind: bool,
     watchers: BTreeMap<Group, watch::Sender<u64>>,
     figures: Figures,
 }
@@ -93,7 +105,8 @@ pub enum DeskError {
 }
 
 impl Desk {
-    /// Opens the desk on a store, and begins to follow it until `stop`. `wait_s`: how long polls hang.
+    /// Opens the desk on a store, and begins to follow it until that is closed. `wait_s`: how long polls
+    /// hang; none does after `stop`, which is said here too where the store ends by itself.
     ///
     /// # Errors
     ///
@@ -104,12 +117,15 @@ impl Desk {
         stop: CancellationToken,
     ) -> Result<Self, DeskError> {
         let (entries, version) = store.list("").await?;
+        let held = Held::load(&entries);
         let records = Records::load(entries, version)?;
         let (taken_up, _) = watch::channel(version);
         let started = instant();
         let now = Moment { read: Duration::ZERO, at: now() };
         let state = State {
             board: Board::new(records, wait_s, now),
+            held,
+            is_blind: false,
             watchers: BTreeMap::new(),
             figures: Figures::default(),
         };
@@ -121,9 +137,11 @@ impl Desk {
                 state: Mutex::new(state),
                 taken_up,
                 changed: Notify::new(),
+                stop,
+                is_lost: AtomicBool::new(false),
             }),
         };
-        tokio::spawn(desk.clone().follow(version, stop));
+        tokio::spawn(desk.clone().follow_to_the_end(version));
         Ok(desk)
     }
 
@@ -136,29 +154,43 @@ impl Desk {
         Moment { read: self.inner.started.elapsed(), at: now() }
     }
 
-    /// Takes up whatever changes in the store.
-    async fn follow(self, from: Version, stop: CancellationToken) {
-        let mut version = from;
-        loop {
-            let followed = tokio::select! {
-                () = stop.cancelled() => break,
-                followed = self.follow_from(&mut version) => followed,
-            };
-            match followed {
-                Ok(()) => {}
-                Err(DeskError::Store(StoreError::Closed)) => break,
-                Err(error) => {
-                    error!(error = chain(&error), "could not follow the store");
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                    }
-                }
-            }
-        }
+    /// Follows the store for as long as there is one. Without it nobody could be told anything true: then
+    /// everything stops, for a supervisor to start it anew.
+    async fn follow_to_the_end(self, from: Version) {
+        let followed = AssertUnwindSafe(self.follow(from)).catch_unwind().await;
+        // Nothing is taken up any more: nobody is to wait for it.
+        self.inner.taken_up.send_replace(Version::MAX);
         let mut state = self.state();
         state.board.close();
         state.watchers.clear();
+        drop(state);
+        if followed.is_err() || !self.inner.stop.is_cancelled() {
+            error!("the store ended by itself: the coordinator stops");
+            self.inner.is_lost.store(true, Ordering::Relaxed);
+            self.inner.stop.cancel();
+        }
+    }
+
+    /// Returns whether the store has ended before it was to.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.inner.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Takes up whatever changes in the store, until it closes.
+    async fn follow(&self, from: Version) {
+        let mut version = from;
+        loop {
+            match self.follow_from(&mut version).await {
+                Ok(()) => {}
+                Err(DeskError::Store(StoreError::Closed)) => return,
+                Err(error) => {
+                    self.state().is_blind = true;
+                    error!(error = chain(&error), "could not follow the store");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
     }
 
     async fn follow_from(&self, version: &mut Version) -> Result<(), DeskError> {
@@ -171,6 +203,8 @@ impl Desk {
             let Some(newest) = changes.iter().map(|change| change.version).max() else { continue };
             let mut state = self.state();
             let (touched, lost) = state.board.apply(&changes);
+            changes.iter().for_each(|change| state.held.apply(change));
+            state.is_blind = false;
             for group in &touched {
                 state.tell(group);
             }
@@ -187,9 +221,12 @@ impl Desk {
     /// What is kept of changes does not reach back far enough: everything is read anew.
     async fn reload(&self, version: &mut Version) -> Result<(), DeskError> {
         let (entries, newest) = self.inner.store.list("").await?;
+        let held = Held::load(&entries);
         let records = Records::load(entries, newest)?;
         let mut state = self.state();
         state.board.reload(records);
+        state.held = held;
+        state.is_blind = false;
         let groups: Vec<Group> = state.watchers.keys().cloned().collect();
         for group in &groups {
             state.tell(group);
@@ -204,6 +241,16 @@ impl Desk {
     /// Reads the records as they are.
     pub fn read<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
         look(self.state().board.records())
+    }
+
+    /// Reads what the store has of tokens, as it stands in the records.
+    pub(crate) fn held<T>(&self, look: impl FnOnce(&Held) -> T) -> T {
+        look(&self.state().held)
+    }
+
+    /// Returns whether the store cannot be read at present: what was changed in it, nobody knows.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.state().is_blind
     }
 
     /// Returns who of a group is there.
@@ -323,7 +370,7 @@ impl Desk {
 
     async fn taken_up(&self, version: Version) {
         let mut taken_up = self.inner.taken_up.subscribe();
-        // It ends with the desk.
+        // Its sender is here; so it comes to this version, or to the last one of all.
         taken_up.wait_for(|taken_up| *taken_up >= version).await.ok();
     }
 
@@ -360,20 +407,34 @@ impl Desk {
         let polled = self.state().board.poll(&poll)?;
         let answer = match polled {
             Polled::Answered(bytes) => Some(bytes),
-            Polled::Parked(woken) => match tokio::time::timeout(self.inner.wait, woken).await {
-                Ok(Ok(bytes)) => Some(bytes),
-                // Another poll of this instance took its place, or the coordinator stops.
-                Ok(Err(_)) => None,
-                Err(_) => {
-                    self.state().board.leave(group, instance);
-                    None
-                }
-            },
+            Polled::Parked(woken) => self.parked(group, instance, woken).await,
         };
         if answer.is_some() {
             failpoint::reach("before-answer");
         }
         Ok(answer)
+    }
+
+    /// Waits for the answer of a poll that is parked.
+    async fn parked(
+        &self,
+        group: &Group,
+        instance: &Instance,
+        woken: oneshot::Receiver<Bytes>,
+    ) -> Option<Bytes> {
+        let woken = tokio::select! {
+            woken = tokio::time::timeout(self.inner.wait, woken) => woken,
+            () = self.inner.stop.cancelled() => return None,
+        };
+        match woken {
+            Ok(Ok(bytes)) => Some(bytes),
+            // Another poll of this instance took its place.
+            Ok(Err(_)) => None,
+            Err(_) => {
+                self.state().board.leave(group, instance);
+                None
+            }
+        }
     }
 
     /// Takes up a report; returns when it is durable.
@@ -427,7 +488,7 @@ impl Desk {
         }
     }
 
-    /// Returns a number that changes whenever something of a group does; it ends with the coordinator.
+    /// Returns a number that changes whenever something of a group does; it ends with the store.
     #[must_use]
     pub fn watch(&self, group: &Group) -> watch::Receiver<u64> {
         self.state().watcher(group).subscribe()
@@ -493,6 +554,9 @@ mod tests {
     use towline_protocol::fleet::GroupRecord;
     use towline_protocol::policy::Policy;
     use towline_protocol::poll::{Answer, Duty};
+
+    /// How long a test waits for what happens at once.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     fn web() -> Group {
         "web".parse().unwrap()
@@ -592,6 +656,46 @@ mod tests {
         let answer = read(desk.poll(poll(Some(&first.id))).await.unwrap());
         assert_ne!(answer.id, first.id);
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_while_it_stops_is_taken_up_and_no_poll_hangs() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 600, stop.clone()).await.unwrap();
+        make_group(&desk).await;
+        let first = read(desk.poll(poll(None)).await.unwrap());
+        let parked = tokio::spawn({
+            let (desk, poll) = (desk.clone(), poll(Some(&first.id)));
+            async move { desk.poll(poll).await }
+        });
+        while desk.figures().parked == 0 {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        assert_eq!(parked.await.unwrap().unwrap(), None, "it is let go");
+        // As a driver does that was about to store a step.
+        tokio::time::timeout(PATIENCE, release(&desk, 'a')).await.expect("it ends").unwrap();
+        assert_eq!(desk.read(|records| records.group(&web()).unwrap().order().generation), 1);
+        assert_eq!(desk.poll(poll(Some(&first.id))).await.unwrap().map(|_| ()), Some(()));
+
+        // Closed at last, it keeps nobody waiting either.
+        desk.store().close().await;
+        let refused = tokio::time::timeout(PATIENCE, release(&desk, 'b')).await.expect("it ends");
+        assert!(refused.is_err());
+        assert!(!desk.is_lost(), "it was to close");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_ends_by_itself_stops_everything() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let desk = open(dir.path(), &stop).await;
+        make_group(&desk).await;
+        // As where its writer has died: nobody has said that it is time to stop.
+        desk.store().close().await;
+        tokio::time::timeout(PATIENCE, stop.cancelled()).await.expect("it stops");
+        assert!(desk.is_lost());
+        assert!(release(&desk, 'a').await.is_err(), "and nobody waits in vain");
     }
 
     #[tokio::test]

@@ -48,6 +48,9 @@ pub async fn drive(desk: Desk, stop: CancellationToken) {
             looks = 0;
         }
         for group in groups {
+            if stop.is_cancelled() {
+                return;
+            }
             advance(&desk, &group).await;
             if is_due
                 && let Some(draft) = desk.with_board(|board, now| board.clock_to_store(&group, now))

@@ -38,11 +38,8 @@ pub mod watch;
 
 use caller::Keys;
 use idempotency::UnderWay;
-use limits::Rates;
+use limits::{Lane, Places, Rates};
 use metrics::Requests;
-
-/// How many requests of operators are worked on at a time.
-const OPERATORS_MAX: usize = 64;
 
 /// What all requests share; a handle that is cheap to clone.
 #[derive(Clone)]
@@ -61,7 +58,7 @@ struct Inner {
     mirror: Option<Arc<Mirror>>,
     keys: Keys,
     stop: CancellationToken,
-    operators: Semaphore,
+    places: Places,
     watchers: Arc<Semaphore>,
     rates: Rates,
     under_way: UnderWay,
@@ -83,7 +80,7 @@ impl Api {
             mirror,
             keys,
             stop,
-            operators: Semaphore::new(OPERATORS_MAX),
+            places: Places::default(),
             watchers: Arc::new(Semaphore::new(watch::WATCHERS_MAX)),
             rates: Rates::default(),
             under_way: UnderWay::default(),
@@ -108,8 +105,8 @@ impl Api {
         &self.inner.stop
     }
 
-    pub(crate) fn operators(&self) -> &Semaphore {
-        &self.inner.operators
+    pub(crate) fn places(&self) -> &Places {
+        &self.inner.places
     }
 
     pub(crate) fn watchers(&self) -> Arc<Semaphore> {
@@ -134,12 +131,13 @@ pub fn router(api: Api) -> Router {
     let known = |routes: Router<Api>, admit| {
         routes.route_layer(from_fn_with_state((api.clone(), admit), caller::known))
     };
-    let operators = operators::routes()
-        .merge(reads::routes())
-        .merge(tokens::routes())
-        .merge(watch::routes())
-        .route("/metrics", get(metrics::told))
-        .route_layer(from_fn_with_state(api.clone(), limits::limited));
+    let limited = |routes: Router<Api>, lane: Lane| {
+        routes.route_layer(from_fn_with_state((api.clone(), lane), limits::limited))
+    };
+    let views = reads::routes().merge(watch::routes()).route("/metrics", get(metrics::told));
+    let operators = limited(operators::routes().merge(tokens::routes()), Lane::Steering)
+        .merge(limited(views, Lane::Views))
+        .merge(limited(operators::of_origins().merge(reads::of_origins()), Lane::Origins));
     Router::new()
         .merge(known(operators, caller::Admit::Operators))
         .merge(known(agents::routes(), caller::Admit::Agents))

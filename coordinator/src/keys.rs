@@ -3,37 +3,36 @@
 //! ```text
 //!   door, headers ──► check ─┬─ the Unix socket ─────────► root
 //!                            ├─ a token ─────────────────► whoever it is, by what the store has of it
-//!                            └─ none, and it is open ────► anybody
+//!                            └─ none, and it is open ────► anybody; on loopback: who says so by its Host
 //! ```
 //!
-//! Tokens are kept at hand as the store has them, so that a request costs no look into it; a revoked one
-//! ends as soon as the store tells of it. That an agent's token was used is stored before its first
+//! Tokens are kept at hand with the desk's records, so that no request costs a look into the store, whatever
+//! it shows; one that was revoked ends before that is acknowledged. Where the store cannot be read, nobody
+//! knows which were revoked: then none is good. That an agent's token was used is stored before its first
 //! request is answered: from then on nobody else can join as that instance.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use axum::http::header::AUTHORIZATION;
+use axum::http::HeaderValue;
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use futures_util::FutureExt;
-use tokio_util::sync::CancellationToken;
 use towline_protocol::api::{Code, ErrorBody, JoinSecret, Role, TokenCreated, TokenView};
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Join, Joined};
 use towline_protocol::time::Timestamp;
-use tracing::warn;
 
 use crate::auth::error::AuthError;
 use crate::auth::secret::{Kind, Secret};
-use crate::auth::{self, Identity, JOINS, TOKENS, TokenRecord};
+use crate::auth::{self, Identity, TOKENS, TokenRecord};
 use crate::desk::Desk;
 use crate::error::chain;
 use crate::http::caller::{Caller, Keys, Made};
 use crate::records::{Draft, Kept};
 use crate::rollout::operations::Act;
 use crate::server::Door;
-use crate::store::{Commit, Compare, Entry, Outcome, Store, StoreError, Watch, Write};
+use crate::store::{Commit, Compare, Entry, Outcome, Store, StoreError, Write};
 
 /// The name of whoever comes by the Unix socket.
 const ROOT: &str = "root";
@@ -41,49 +40,40 @@ const ROOT: &str = "root";
 /// How often a note that a token was used is made again that lost a race.
 const RACES_MAX: usize = 8;
 
-/// What the store has of tokens and join secrets, by key.
-type Held = Arc<RwLock<BTreeMap<String, Entry>>>;
-
 /// Keeps tokens and join secrets.
 #[derive(Debug, Clone)]
 struct Ring {
     desk: Desk,
-    held: Held,
-    is_open: bool,
+    open: Open,
 }
 
-/// Returns the keeper of tokens, which follows the store until `stop`. `is_open`: whoever shows no token is
-/// let in.
-///
-/// # Errors
-///
-/// The store could not be read.
-pub async fn keys(
-    desk: &Desk,
-    is_open: bool,
-    stop: &CancellationToken,
-) -> Result<Keys, StoreError> {
-    let ring = Ring { desk: desk.clone(), held: Held::default(), is_open };
-    for prefix in [TOKENS, JOINS] {
-        let after = ring.read(prefix).await?;
-        let (own, stop) = (ring.clone(), stop.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = own.follow(prefix, after) => {}
-            }
-        });
-    }
+/// To whom it is open without a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// To nobody.
+    No,
+    /// To whoever is on this host, and asks for this host: a page in a browser here may ask for a name of its
+    /// own that leads here by DNS, and would be answered otherwise.
+    Loopback,
+    /// To everybody.
+    Wide,
+}
+
+/// Returns the keeper of tokens.
+#[must_use]
+pub fn keys(desk: &Desk, open: Open) -> Keys {
+    let ring = Ring { desk: desk.clone(), open };
     let (check, join, create) = (ring.clone(), ring.clone(), ring.clone());
     let (list, revoke, secret, dismiss) = (ring.clone(), ring.clone(), ring.clone(), ring);
-    Ok(Keys {
+    Keys {
         check: Arc::new(move |parts: &Parts| {
             let door = parts.extensions.get::<Door>().copied();
             let header = parts.headers.get(AUTHORIZATION).map(|value| value.to_str().ok());
             // What is no text is no token.
             let header = header.map(|text| text.unwrap_or_default().to_owned());
+            let is_here = parts.headers.get_all(HOST).iter().all(is_this_host);
             let ring = check.clone();
-            async move { ring.check(door, header).await }.boxed()
+            async move { ring.check(door, header, is_here).await }.boxed()
         }),
         join: Arc::new(move |asked, act| {
             let ring = join.clone();
@@ -127,7 +117,7 @@ pub async fn keys(
             let ring = dismiss.clone();
             async move { ring.dismiss(&group, &instance).await }.boxed()
         }),
-    })
+    }
 }
 
 fn refusal(error: AuthError) -> ErrorBody {
@@ -148,80 +138,68 @@ fn unavailable(error: &StoreError) -> ErrorBody {
     }
 }
 
+fn elsewhere() -> ErrorBody {
+    ErrorBody {
+        code: Code::Forbidden,
+        message:
+            "without tokens, only whoever asks for this host by its loopback address is answered"
+                .to_owned(),
+        hint: Some(
+            "ask for 127.0.0.1, [::1] or localhost; for any other name it needs [tls], and tokens"
+                .to_owned(),
+        ),
+        field: Some("host".to_owned()),
+    }
+}
+
+/// Does this Host header name a loopback address, or `localhost`?
+fn is_this_host(host: &HeaderValue) -> bool {
+    let Ok(text) = host.to_str() else { return false };
+    let name = match text.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => text.split(':').next(),
+    };
+    let name = name.unwrap_or_default();
+    let is_loopback = |address: IpAddr| address.is_loopback();
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(is_loopback)
+}
+
 impl Ring {
-    async fn read(&self, prefix: &str) -> Result<u64, StoreError> {
-        let (entries, version) = self.desk.store().list(prefix).await?;
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|key, _| !key.starts_with(prefix));
-        held.extend(entries.into_iter().map(|entry| (entry.key.clone(), entry)));
-        Ok(version)
-    }
-
-    async fn follow(&self, prefix: &str, after: u64) {
-        let mut watch = self.desk.store().watch(prefix, after);
-        loop {
-            match watch.next().await {
-                Ok(changes) => {
-                    let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-                    for change in changes {
-                        let (key, version) = (change.key, change.version);
-                        match change.value {
-                            Some(value) => {
-                                held.insert(key.clone(), Entry { key, value, version });
-                            }
-                            None => {
-                                held.remove(&key);
-                            }
-                        }
-                    }
-                }
-                Err(StoreError::Closed) => return,
-                Err(error) => {
-                    if !matches!(error, StoreError::Compacted { .. }) {
-                        warn!(error = chain(&error), "could not follow the tokens");
-                    }
-                    match self.read(prefix).await {
-                        Ok(after) => watch = self.desk.store().watch(prefix, after),
-                        Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-                    }
-                }
-            }
-        }
-    }
-
-    /// What is held under keys that begin with `prefix`.
-    fn found(&self, prefix: &str) -> Vec<Entry> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        let from = held.range(prefix.to_owned()..);
-        from.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(_, entry)| entry.clone())
-            .collect()
-    }
-
     fn kept(&self, key: &str) -> Option<Kept<()>> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        held.get(key).map(|entry| Kept { version: entry.version, value: () })
+        self.desk.held(|held| held.get(key).map(|entry| Kept { version: entry.version, value: () }))
     }
 
-    async fn check(&self, door: Option<Door>, header: Option<String>) -> Result<Caller, ErrorBody> {
+    /// `is_here`: does it ask for this host, by its Host header?
+    async fn check(
+        &self,
+        door: Option<Door>,
+        header: Option<String>,
+        is_here: bool,
+    ) -> Result<Caller, ErrorBody> {
         if door == Some(Door::Local) {
             let (name, id) = (ROOT.to_owned(), ROOT.to_owned());
             return Ok(Caller::Operator { name, role: Role::Operator, id });
         }
-        if header.is_none() && self.is_open {
-            return Ok(Caller::Open);
+        if header.is_none() {
+            match self.open {
+                Open::No => {}
+                Open::Loopback if !is_here => return Err(elsewhere()),
+                Open::Loopback | Open::Wide => return Ok(Caller::Open),
+            }
         }
         let secret = Secret::parse_header(header.as_deref()).map_err(refusal)?;
         let now = self.desk.now();
-        // Made a moment ago, it may not have come here yet: then the store is asked.
-        let mut found = self.found(&secret.lookup());
-        let mut checked = auth::check(&secret, &found, now);
-        if checked == Err(AuthError::Unknown) {
-            let listed = self.desk.store().list(&secret.lookup()).await;
-            found = listed.map_err(|error| unavailable(&error))?.0;
-            checked = auth::check(&secret, &found, now);
+        if self.desk.is_blind() {
+            return Err(ErrorBody {
+                code: Code::Unavailable,
+                message: "the coordinator cannot read its store: no token can be checked"
+                    .to_owned(),
+                hint: Some("its log says why; its socket needs no token".to_owned()),
+                field: None,
+            });
         }
-        let identity = checked.map_err(refusal)?;
+        let found = self.desk.held(|held| held.of(&secret).cloned());
+        let identity = auth::check(&secret, found.as_slice(), now).map_err(refusal)?;
         if secret.kind() != Kind::Join {
             self.touch(&secret, now).await?;
         }
@@ -235,7 +213,7 @@ impl Ring {
     /// Notes that a token was used, where that is due.
     async fn touch(&self, secret: &Secret, now: Timestamp) -> Result<(), ErrorBody> {
         let key = secret.token_key();
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let held = self.desk.held(|held| held.get(&key).cloned());
         if held.is_some_and(|entry| !is_due(&entry, now)) {
             return Ok(());
         }
@@ -290,13 +268,19 @@ impl Ring {
             let record: TokenRecord = serde_json::from_slice(&entry.value).ok()?;
             Some(record.view(&entry.key))
         };
-        self.found(TOKENS).iter().filter_map(view).collect()
+        // They are many: nobody is to wait until all of them are read.
+        let all: Vec<Entry> = self.desk.held(|held| held.below(TOKENS).cloned().collect());
+        all.iter().filter_map(view).collect()
     }
 
     /// Ends the token that is known by this id.
     fn revoke(&self, id: &str) -> Made<()> {
         let is_id = id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let found = if is_id { self.found(&format!("{TOKENS}{id}")) } else { Vec::new() };
+        let found: Vec<Entry> = if is_id {
+            self.desk.held(|held| held.below(&format!("{TOKENS}{id}")).cloned().collect())
+        } else {
+            Vec::new()
+        };
         let [entry] = &found[..] else {
             return Err(ErrorBody {
                 code: Code::NotFound,
@@ -321,13 +305,18 @@ fn is_due(entry: &Entry, now: Timestamp) -> bool {
 mod tests {
     use super::*;
     use crate::store::embedded::Embedded;
+    use std::time::Duration;
+    use tokio_util::sync::CancellationToken;
     use towline_protocol::api::TokenRequest;
 
-    async fn keeper(dir: &std::path::Path, is_open: bool) -> (Keys, Desk, CancellationToken) {
+    /// How long a test waits for what comes in a second or two.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    async fn keeper(dir: &std::path::Path, open: Open) -> (Keys, Desk, CancellationToken) {
         let stop = CancellationToken::new();
         let store = Embedded::open(&dir.join("store"), 1_790_000_000).unwrap();
         let desk = Desk::open(store, 1, stop.clone()).await.unwrap();
-        (keys(&desk, is_open, &stop).await.unwrap(), desk, stop)
+        (keys(&desk, open), desk, stop)
     }
 
     fn act(desk: &Desk) -> Act {
@@ -347,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn a_token_is_good_until_it_is_revoked_and_the_socket_is_roots() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, desk, stop) = keeper(dir.path(), false).await;
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
         assert_eq!(ask(&keys, Door::Net, None).await, Err(Code::Unauthenticated));
         let root = ask(&keys, Door::Local, None).await.unwrap();
         assert!(matches!(root, Caller::Operator { role: Role::Operator, .. }));
@@ -375,9 +364,77 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_token_that_is_made_up_costs_no_look_into_the_store_and_one_just_made_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
+        let group: Group = "web".parse().unwrap();
+        let (draft, made) = (keys.join_secret)(group.clone(), act(&desk)).await.unwrap();
+        assert!(desk.save(draft).await.unwrap());
+        // Whatever is acknowledged is known at once.
+        assert_eq!(ask(&keys, Door::Net, Some(&made.secret)).await, Ok(Caller::Join { group }));
+        // Without a store, whoever needs one is told that it is away.
+        desk.store().close().await;
+        assert!(desk.store().get("epoch").await.is_err());
+        for kind in [Kind::Operator, Kind::Agent, Kind::Join] {
+            let made_up = Secret::random(kind).unwrap();
+            let refused = ask(&keys, Door::Net, Some(made_up.expose())).await;
+            assert_eq!(refused, Err(Code::Unauthenticated), "{kind:?}");
+        }
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn where_the_store_cannot_be_read_no_token_is_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
+        let request = TokenRequest { name: "ci".to_owned(), role: Role::Viewer, expires_s: 60 };
+        let (draft, made) = (keys.create)(request, act(&desk)).await.unwrap();
+        assert!(desk.save(draft).await.unwrap());
+        ask(&keys, Door::Net, Some(&made.secret)).await.unwrap();
+        // From now on nobody can read what changes.
+        let disk = rusqlite::Connection::open(dir.path().join("store")).unwrap();
+        disk.execute_batch(
+            "CREATE TRIGGER damage AFTER INSERT ON events BEGIN \
+             UPDATE events SET key = CAST(x'ff' AS TEXT) WHERE id = NEW.id; END",
+        )
+        .unwrap();
+        let key = format!(
+            "{TOKENS}{}",
+            Secret::parse_header(Some(&format!("Bearer {}", made.secret))).unwrap().hash()
+        );
+        let writes = vec![Write::Delete { key: key.clone() }];
+        let revoked = desk.store().commit(Commit { compares: Vec::new(), writes }).await;
+        assert!(matches!(revoked, Ok(Outcome::Done(_))), "{revoked:?}");
+        let refused = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match ask(&keys, Door::Net, Some(&made.secret)).await {
+                    Ok(_) => tokio::task::yield_now().await,
+                    Err(code) => return code,
+                }
+            }
+        });
+        assert_eq!(refused.await, Ok(Code::Unavailable), "nobody knows that it was revoked");
+        assert!(ask(&keys, Door::Local, None).await.is_ok(), "root comes in");
+        // Once it can be read again, everybody knows.
+        disk.execute_batch("DROP TRIGGER damage").unwrap();
+        disk.execute("UPDATE events SET key = ?1 WHERE key = CAST(x'ff' AS TEXT)", (&key,))
+            .unwrap();
+        let refused = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match ask(&keys, Door::Net, Some(&made.secret)).await {
+                    Err(Code::Unavailable) => tokio::task::yield_now().await,
+                    other => return other,
+                }
+            }
+        });
+        assert_eq!(refused.await, Ok(Err(Code::Unauthenticated)));
+        stop.cancel();
+    }
+
+    #[tokio::test]
     async fn an_instance_joins_once_and_what_was_never_used_may_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, desk, stop) = keeper(dir.path(), false).await;
+        let (keys, desk, stop) = keeper(dir.path(), Open::No).await;
         let group: Group = "web".parse().unwrap();
         let (draft, made) = (keys.join_secret)(group.clone(), act(&desk)).await.unwrap();
         assert!(desk.save(draft).await.unwrap());
@@ -403,12 +460,45 @@ mod tests {
     #[tokio::test]
     async fn where_it_is_open_nobody_is_asked_and_a_wrong_token_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let (keys, _, stop) = keeper(dir.path(), true).await;
+        let (keys, _, stop) = keeper(dir.path(), Open::Loopback).await;
         assert_eq!(ask(&keys, Door::Net, None).await, Ok(Caller::Open));
         let made = Secret::random(Kind::Operator).unwrap();
         let refused = ask(&keys, Door::Net, Some(made.expose())).await;
         assert_eq!(refused, Err(Code::Unauthenticated));
         assert_eq!(ask(&keys, Door::Net, Some("tlo_x")).await, Err(Code::Unauthenticated));
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn on_loopback_only_who_asks_for_this_host_needs_no_token() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (loopback, _, stop) = keeper(dir.path(), Open::Loopback).await;
+        let (wide, _, stop_too) = keeper(other.path(), Open::Wide).await;
+        let ask = async |keys: &Keys, door, host: &[&str]| {
+            let mut request = axum::http::Request::builder();
+            for host in host {
+                request = request.header("host", *host);
+            }
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            parts.extensions.insert(door);
+            (keys.check)(&parts).await.map_err(|error| error.code)
+        };
+        let here = ["127.0.0.1:7617", "127.0.0.1", "[::1]:7617", "[::1]", "LocalHost:7617"];
+        for host in here {
+            assert_eq!(ask(&loopback, Door::Net, &[host]).await, Ok(Caller::Open), "{host}");
+        }
+        assert_eq!(ask(&loopback, Door::Net, &[]).await, Ok(Caller::Open), "no browser");
+        for host in
+            ["rebound.example:7617", "192.168.0.7", "127.0.0.1.rebound.example", "", "[", "[::2]"]
+        {
+            assert_eq!(ask(&loopback, Door::Net, &[host]).await, Err(Code::Forbidden), "{host}");
+            assert_eq!(ask(&wide, Door::Net, &[host]).await, Ok(Caller::Open), "{host}");
+            let root = ask(&loopback, Door::Local, &[host]).await;
+            assert!(matches!(root, Ok(Caller::Operator { .. })), "{host}");
+        }
+        let both = ["127.0.0.1", "rebound.example"];
+        assert_eq!(ask(&loopback, Door::Net, &both).await, Err(Code::Forbidden));
+        stop.cancel();
+        stop_too.cancel();
     }
 }

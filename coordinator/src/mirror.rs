@@ -6,6 +6,7 @@
 //! ```text
 //!   resolve, is_on_branch ──► refresh ──► names, history      may go out, and wait for the origin
 //!   commit, distance, describe ─────────► history             never go out: a view must not wait
+//!   remembered ─────────────────────────► history             does not even ask git: nor must a change
 //!                                │             │
 //!                           repository: one bare clone, one writer, any number of readers
 //!                                │
@@ -271,6 +272,19 @@ impl Mirror {
         target: Option<&Revision>,
     ) -> Result<BTreeMap<Revision, Described>, MirrorError> {
         self.repository(url)?.describe(revisions, target).await
+    }
+
+    /// Tells about many commits what was found out before, by [`Mirror::describe`] for one. Asks nobody, and
+    /// waits for nothing.
+    #[must_use]
+    pub fn remembered(
+        &self,
+        url: &str,
+        revisions: &[Revision],
+        target: Option<&Revision>,
+    ) -> BTreeMap<Revision, Described> {
+        let repository = self.repository(url);
+        repository.map(|own| own.remembered(revisions, target)).unwrap_or_default()
     }
 
     fn repository(&self, url: &str) -> Result<Arc<Repository>, MirrorError> {

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use crate::desk::{Desk, DeskError};
 use crate::driver;
 use crate::error::chain;
 use crate::http::{self, Api};
-use crate::keys;
+use crate::keys::{self, Open};
 use crate::mirror::{Credential, CredentialError, Mirror, MirrorConfig, MirrorError, Secret};
 use crate::records::key;
 use crate::server::{self, ListenError, Server};
@@ -31,6 +32,9 @@ use crate::upkeep;
 
 /// The socket in the data directory by which root does everything.
 pub const SOCKET: &str = "admin.sock";
+
+/// How long the driver has for the step that it is at when the coordinator stops.
+const LAST_STEP: Duration = Duration::from_secs(5);
 
 /// Why the coordinator could not run.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +65,9 @@ pub enum RunError {
     /// A secret for an origin cannot be used.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// Something that it cannot do without ended before it was told to stop.
+    #[error("could not go on: a part of it ended by itself, as its log says")]
+    Ended,
 }
 
 impl RunError {
@@ -84,6 +91,7 @@ impl RunError {
             RunError::Tls(error) => error.hint().map(str::to_owned),
             RunError::Mirror(error) => error.hint(),
             RunError::Credential(error) => error.hint(),
+            RunError::Ended => Some("start it again; please report what it has logged".to_owned()),
         }
     }
 }
@@ -98,7 +106,7 @@ pub fn store_in(data: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// See [`RunError`]; nothing is served then.
+/// See [`RunError`]; nothing is served then, or any longer.
 pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<(), RunError> {
     let data = &config.data;
     fs::DirBuilder::new()
@@ -117,12 +125,12 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     if config.is_open && config.listen.iter().any(|address| !address.ip().is_loopback()) {
         warn!("everybody who can reach it may do everything: it runs with --insecure");
     }
-    let driver = tokio::spawn(driver::drive(desk.clone(), stop.clone()));
+    let mut driver = tokio::spawn(driver::drive(desk.clone(), stop.clone()));
     let mirror = Mirror::new(mirror_config(&config)?)?;
     if let Err(error) = mirror.check().await {
         warn!(error = chain(&error), hint = error.hint(), "groups with a mirror cannot release");
     }
-    let keys = keys::keys(&desk, config.is_open, &stop).await?;
+    let keys = keys::keys(&desk, open(&config));
     let mirror = Arc::new(mirror);
     tokio::spawn(upkeep::keep(desk.clone(), Arc::clone(&mirror), stop.clone()));
     let api = Api::new(desk.clone(), Some(mirror), keys, stop.clone());
@@ -145,12 +153,33 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     }
     tokio::spawn(server.clone().serve_socket(socket));
     info!(data = %data.display(), "ready");
-    stop.cancelled().await;
+    // Without its driver no rollout would go on.
+    let is_driven = tokio::select! {
+        biased;
+        () = stop.cancelled() => true,
+        _ = &mut driver => false,
+    };
+    stop.cancel();
     server.ended().await;
-    driver.await.ok();
+    if is_driven && tokio::time::timeout(LAST_STEP, &mut driver).await.is_err() {
+        // What it waits for is done or not when the store closes; it decides nothing more.
+        warn!("a step is not stored yet: it is not waited for any longer");
+        driver.abort();
+    }
     store.close().await;
+    if !is_driven || desk.is_lost() {
+        return Err(RunError::Ended);
+    }
     info!("stopped");
     Ok(())
+}
+
+fn open(config: &Config) -> Open {
+    match (config.is_open, config.listen.iter().all(|address| address.ip().is_loopback())) {
+        (false, _) => Open::No,
+        (true, true) => Open::Loopback,
+        (true, false) => Open::Wide,
+    }
 }
 
 fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {

@@ -49,7 +49,7 @@ fn a_bad_request_gets_the_one_error_and_changes_nothing() {
     // A body that never ends: it is answered while everything else goes on.
     let endless = thread::spawn(move || {
         let mut stream = connect(port);
-        let head = b"POST /v1/groups/web/release HTTP/1.1\r\nhost: here\r\nidempotency-key: \
+        let head = b"POST /v1/groups/web/release HTTP/1.1\r\nhost: localhost\r\nidempotency-key: \
                      k\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"rev";
         stream.write_all(head).expect("somebody reads");
         wire::read(stream)

@@ -57,7 +57,7 @@ impl Reply {
 /// Writes a request whose connection ends with its answer. `headers`: whole lines.
 #[must_use]
 pub fn request(method: &str, path: &str, headers: &[String], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for line in headers {
         head.push_str(line);
         head.push_str("\r\n");

@@ -10,8 +10,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+use super::TOKENS;
 use super::error::AuthError;
-use super::{JOINS, TOKENS};
 
 const RANDOM_DIGITS: usize = 64;
 const CHECKSUM_DIGITS: usize = 8;
@@ -107,16 +107,6 @@ impl Secret {
     #[must_use]
     pub fn id(&self) -> String {
         self.hash()[..ID_DIGITS].to_owned()
-    }
-
-    /// Returns the prefix of the keys under which the store has what
-    /// [`super::check`] needs.
-    #[must_use]
-    pub fn lookup(&self) -> String {
-        match self.kind {
-            Kind::Operator | Kind::Agent => self.token_key(),
-            Kind::Join => JOINS.to_owned(),
-        }
     }
 
     /// Returns the key of its [`super::TokenRecord`].

@@ -37,33 +37,54 @@ impl Api {
         policy.ok_or_else(|| unknown_group(group).into())
     }
 
-    /// Returns what the mirror knows of a group's revisions, and of `more`. Nothing is fetched.
+    /// Returns what the mirror knows of a group's revisions, and of `more`. Nothing is fetched; git is
+    /// asked, and waited for.
     pub(crate) async fn commits(
         &self,
         group: &Group,
         more: Option<&Revision>,
     ) -> BTreeMap<Revision, CommitView> {
-        let found = self.desk().read(|records| {
-            let state = records.group(group)?;
-            let policy = state.record.as_ref()?.value.policy.clone();
-            let target = state.target.as_ref().and_then(|kept| kept.value.target.revision.clone());
-            Some((policy, target, revisions(state, more)))
-        });
-        let Some((policy, target, revisions)) = found else { return BTreeMap::new() };
+        let Some((policy, target, revisions)) = self.shown(group, more) else {
+            return BTreeMap::new();
+        };
         let Some((mirror, url)) = self.mirror_of(&policy) else { return BTreeMap::new() };
         let described = mirror.describe(url, &revisions, target.as_ref());
         match tokio::time::timeout(PATIENCE, described).await {
-            Ok(Ok(described)) => {
-                let view =
-                    |(revision, described)| (Revision::clone(&revision), view(revision, described));
-                described.into_iter().map(view).collect()
-            }
+            Ok(Ok(described)) => views(described),
             Ok(Err(error)) => {
                 debug!(group = %group, error = chain(&error), "commits could not be described");
                 BTreeMap::new()
             }
             Err(_) => BTreeMap::new(),
         }
+    }
+
+    /// Returns what is remembered of a group's revisions, and of `more`: for the answer to a change, which
+    /// waits for nobody.
+    pub(crate) fn commits_at_hand(
+        &self,
+        group: &Group,
+        more: Option<&Revision>,
+    ) -> BTreeMap<Revision, CommitView> {
+        let found = self.shown(group, more).and_then(|(policy, target, revisions)| {
+            let (mirror, url) = self.mirror_of(&policy)?;
+            Some(views(mirror.remembered(url, &revisions, target.as_ref())))
+        });
+        found.unwrap_or_default()
+    }
+
+    /// A group's policy, its target, and the revisions that its views may show.
+    fn shown(
+        &self,
+        group: &Group,
+        more: Option<&Revision>,
+    ) -> Option<(Policy, Option<Revision>, Vec<Revision>)> {
+        self.desk().read(|records| {
+            let state = records.group(group)?;
+            let policy = state.record.as_ref()?.value.policy.clone();
+            let target = state.target.as_ref().and_then(|kept| kept.value.target.revision.clone());
+            Some((policy, target, revisions(state, more)))
+        })
     }
 
     /// Makes sure that a revision is on the group's branch, where the group has a mirror.
@@ -136,6 +157,11 @@ fn revisions(state: &GroupState, more: Option<&Revision>) -> Vec<Revision> {
         all.insert(revision);
     }
     all.into_iter().cloned().collect()
+}
+
+fn views(described: BTreeMap<Revision, Described>) -> BTreeMap<Revision, CommitView> {
+    let all = described.into_iter();
+    all.map(|(revision, described)| (revision.clone(), view(revision, described))).collect()
 }
 
 fn view(revision: Revision, described: Described) -> CommitView {

@@ -10,6 +10,7 @@
 //! - The answer is stored in the commit of the change itself: there is never one without the other.
 //! - No secret is stored: a key that made one says so, and nothing more.
 //! - What was refused is not stored: it changed nothing, and may be tried again.
+//! - Nothing is refused because it was done: before a refusal, the key is looked for once more.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -199,7 +200,10 @@ impl Api {
             change.note(&mut draft, act.at, &answer, false);
             Ok((draft, answer))
         };
-        let answer = desk.change(group, &by, reason.clone(), decide).await?;
+        let answer = match desk.change(group, &by, reason.clone(), decide).await {
+            Ok(answer) => answer,
+            Err(error) => return self.unless_made(change, error.into()).await,
+        };
         info!(group = %group, by, what = change.what, reason, "changed");
         Ok(answer)
     }
@@ -219,7 +223,10 @@ impl Api {
         for _ in 0..RACES_MAX {
             let act = self.act(&change.caller);
             let at = act.at;
-            let (mut draft, made) = make(of.clone(), act).await?;
+            let (mut draft, made) = match make(of.clone(), act).await {
+                Ok(made) => made,
+                Err(error) => return self.unless_made(change, error.into()).await,
+            };
             let answer = Answer::of(&made);
             change.note(&mut draft, at, &answer, is_secret);
             if self.desk().save(draft).await? {
@@ -227,7 +234,18 @@ impl Api {
                 return Ok(answer);
             }
         }
-        Err(Refused::new(Code::Unavailable, "the records change too fast"))
+        let refused = Refused::new(Code::Unavailable, "the records change too fast");
+        self.unless_made(change, refused).await
+    }
+
+    /// Returns a refusal, unless the same request has made the change meanwhile: its connection was cut, and
+    /// its commit was under way still when it was sent again.
+    async fn unless_made<T>(
+        &self,
+        change: &Change<T>,
+        refused: Refused,
+    ) -> Result<Answer, Refused> {
+        self.earlier(change).await?.ok_or(refused)
     }
 
     /// Returns who does something now.

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::Semaphore;
 use towline_protocol::api::Code;
 
 use super::Api;
@@ -27,6 +28,12 @@ const OPERATOR: Pace = Pace { per_s: 50.0, burst: 200.0 };
 
 /// How often one agent may: it polls, reports a phase, asks. A storm is a fault of its own.
 const AGENT: Pace = Pace { per_s: 10.0, burst: 60.0 };
+
+/// How many requests of operators are worked on at a time: those that steer, those that look, and those
+/// that may wait for an origin.
+pub(crate) const STEERING_MAX: usize = 64;
+const VIEWS_MAX: usize = 64;
+const ORIGINS_MAX: usize = 16;
 
 /// How many callers are remembered before those that are at rest are forgotten.
 const CALLERS_MAX: usize = 20_000;
@@ -101,10 +108,57 @@ impl Rates {
     }
 }
 
-/// Works on so many requests of operators at a time, and on no more.
-pub(crate) async fn limited(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let Ok(_place) = api.operators().try_acquire() else {
-        let message = "the coordinator works on as many requests as it can";
+/// What a request of operators may have to wait for. Each lane has places of its own, so that an origin that
+/// does not answer keeps nobody from pausing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// For the store alone: whatever steers.
+    Steering,
+    /// For git, a few seconds: what is looked at.
+    Views,
+    /// For the origin of a repository, minutes: names and commits that are looked up there.
+    Origins,
+}
+
+/// The places for requests of operators that are worked on, by lane.
+#[derive(Debug)]
+pub(crate) struct Places {
+    steering: Semaphore,
+    views: Semaphore,
+    origins: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            steering: Semaphore::new(STEERING_MAX),
+            views: Semaphore::new(VIEWS_MAX),
+            origins: Semaphore::new(ORIGINS_MAX),
+        }
+    }
+}
+
+impl Places {
+    fn of(&self, lane: Lane) -> &Semaphore {
+        match lane {
+            Lane::Steering => &self.steering,
+            Lane::Views => &self.views,
+            Lane::Origins => &self.origins,
+        }
+    }
+}
+
+/// Works on so many requests of a lane at a time, and on no more.
+pub(crate) async fn limited(
+    State((api, lane)): State<(Api, Lane)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Ok(_place) = api.places().of(lane).try_acquire() else {
+        let message = match lane {
+            Lane::Steering | Lane::Views => "the coordinator works on as many requests as it can",
+            Lane::Origins => "as many requests as may already wait for what repositories answer",
+        };
         return Refused::new(Code::Unavailable, message)
             .hint("try again in a moment")
             .into_response();

@@ -47,7 +47,6 @@ struct Nothing {}
 pub(crate) fn routes() -> Router<Api> {
     Router::new()
         .route("/v1/groups/{group}", get(reads::one_group).put(set).delete(remove))
-        .route("/v1/groups/{group}/release", post(release))
         .route("/v1/groups/{group}/rollback", post(rollback))
         .route("/v1/groups/{group}/restart", post(restart))
         .route("/v1/groups/{group}/rollout/pause", post(pause))
@@ -59,6 +58,11 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/v1/groups/{group}/instances/{instance}/forget", post(forget))
         .route("/v1/groups/{group}/permits/{instance}/close", post(close))
         .route("/v1/groups/{group}/quarantine/{revision}/lift", post(lift))
+}
+
+/// Those that may wait for the origin of a repository.
+pub(crate) fn of_origins() -> Router<Api> {
+    Router::new().route("/v1/groups/{group}/release", post(release))
 }
 
 /// What a change is decided on.
@@ -85,7 +89,8 @@ impl Api {
         .await
     }
 
-    /// Decides something about a group's rollout, and answers with how it then stands.
+    /// Decides something about a group's rollout, and answers with how it then stands. Git is not asked:
+    /// whoever pauses does not wait for it.
     async fn decide_rollout<T>(
         &self,
         change: &Change<T>,
@@ -94,7 +99,7 @@ impl Api {
         mut decide: impl FnMut(&On<'_>) -> Result<Draft, ErrorBody>,
         more: Option<&Revision>,
     ) -> Result<Answer, Refused> {
-        let commits = self.commits(group, more).await;
+        let commits = self.commits_at_hand(group, more);
         self.decide(change, group, reason, |on| {
             let draft = decide(on)?;
             let answer = on.after(&draft, &commits);
@@ -248,6 +253,8 @@ async fn release(
         return Ok(answer);
     }
     api.check_commit(&name, &request.revision).await?;
+    // So that the answer has its subject at hand.
+    drop(api.commits(&name, Some(&request.revision)).await);
     let decide = |on: &On<'_>| operations::release(on.state, on.attendance, request, on.act);
     api.decide_rollout(&change, &name, None, decide, Some(&request.revision)).await
 }
@@ -322,7 +329,7 @@ async fn abort(
 ) -> Result<Answer, Refused> {
     asked.end()?;
     let (name, reason): (Group, _) = (at.get("group")?, change.value.reason.clone());
-    let commits = api.commits(&name, None).await;
+    let commits = api.commits_at_hand(&name, None);
     api.decide(&change, &name, reason, |on| {
         let draft = operations::abort(on.state, on.act)?;
         let answer = on.ended(&draft, &commits);

@@ -34,14 +34,19 @@ pub(crate) fn routes() -> Router<Api> {
         .route("/v1/groups/{group}/rollout", get(one_rollout))
         .route("/v1/groups/{group}/skew", get(one_skew))
         .route("/v1/groups/{group}/why", get(group_why))
-        .route("/v1/groups/{group}/plan", get(one_plan))
-        .route("/v1/groups/{group}/resolve", get(resolve))
         .route("/v1/groups/{group}/quarantine", get(quarantine))
         .route("/v1/groups/{group}/permits", get(permits))
         .route("/v1/groups/{group}/instances", get(group_instances))
         .route("/v1/groups/{group}/instances/{instance}", get(one_instance))
         .route("/v1/groups/{group}/instances/{instance}/why", get(instance_why))
         .route("/v1/groups/{group}/instances/{instance}/logs", get(logs))
+}
+
+/// Those that may wait for the origin of a repository.
+pub(crate) fn of_origins() -> Router<Api> {
+    Router::new()
+        .route("/v1/groups/{group}/plan", get(one_plan))
+        .route("/v1/groups/{group}/resolve", get(resolve))
 }
 
 impl Api {

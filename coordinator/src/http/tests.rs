@@ -25,6 +25,7 @@ use super::caller::{Caller, Keys};
 use super::errors::Refused;
 use super::{Api, router};
 use crate::desk::Desk;
+use crate::mirror::{Mirror, MirrorConfig};
 use crate::records::Draft;
 use crate::store::Store;
 use crate::store::embedded::Embedded;
@@ -32,6 +33,7 @@ use crate::store::embedded::Embedded;
 mod agents;
 mod bad_input;
 mod changes;
+mod mirrored;
 mod reading;
 
 /// A coordinator without a socket.
@@ -124,11 +126,15 @@ fn keys() -> Keys {
 
 impl Here {
     pub(super) async fn new() -> Self {
+        Self::mirroring(None).await
+    }
+
+    pub(super) async fn mirroring(mirror: Option<Arc<Mirror>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(&dir.path().join("store.db"), 1_790_000_000).unwrap();
         let stop = CancellationToken::new();
         let desk = Desk::open(store, 50, stop.clone()).await.unwrap();
-        let router = router(Api::new(desk.clone(), None, keys(), stop.clone()));
+        let router = router(Api::new(desk.clone(), mirror, keys(), stop.clone()));
         Self { router, desk, stop, keys: AtomicU64::new(0), _dir: dir }
     }
 

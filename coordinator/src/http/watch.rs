@@ -1,17 +1,19 @@
 //! A rollout as it goes on, as a stream of events (SSE): one when it begins to be watched, and one
 //! whenever what is shown has changed.
 //!
-//! Any number of changes at once are one event. A stream ends when the coordinator stops, or the watcher
-//! goes; whoever comes back is told how things stand then.
+//! Any number of changes at once are one event. A stream ends when the coordinator stops, the watcher goes,
+//! or its token ends: that is looked at whenever the rollout is. Whoever comes back is told how things stand
+//! then.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
+use axum::http::request::Parts;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::routing::get;
+use axum::{Extension, Router};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -19,6 +21,7 @@ use towline_protocol::api::{Code, CommitView, RolloutView};
 use towline_protocol::ids::{Group, Revision};
 
 use super::Api;
+use super::caller::Caller;
 use super::errors::Refused;
 use super::input::{Asked, At};
 
@@ -41,6 +44,9 @@ pub(crate) fn routes() -> Router<Api> {
 /// One who watches.
 struct Watcher {
     api: Api,
+    caller: Caller,
+    /// What it asked by.
+    parts: Parts,
     group: Group,
     changes: watch::Receiver<u64>,
     /// What was said last.
@@ -54,6 +60,8 @@ struct Watcher {
 
 async fn watched(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    parts: Parts,
     at: At,
     asked: Asked,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
@@ -71,7 +79,8 @@ async fn watched(
     let commits = api.commits(&group, None).await;
     let generation = api.rollout_view(&group, None, &commits).await?.order.generation;
     let said = String::new();
-    let watcher = Watcher { api, group, changes, said, commits, generation, _place: place };
+    let watcher =
+        Watcher { api, caller, parts, group, changes, said, commits, generation, _place: place };
     let events = unfold(watcher, |mut watcher| async move {
         let event = watcher.next().await?;
         Some((Ok(event), watcher))
@@ -85,7 +94,7 @@ impl Watcher {
         let stop = self.api.stop().clone();
         loop {
             self.changes.borrow_and_update();
-            if stop.is_cancelled() {
+            if stop.is_cancelled() || !self.may_still().await {
                 return None;
             }
             // A group that was removed has nothing more to say, and its watcher is told nothing.
@@ -110,6 +119,12 @@ impl Watcher {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
+    }
+
+    /// Is its token still good? Where nobody can tell, it comes back and asks.
+    async fn may_still(&self) -> bool {
+        let checked = (self.api.keys().check)(&self.parts).await;
+        checked.is_ok_and(|caller| caller == self.caller)
     }
 
     async fn look(&self) -> Option<RolloutView> {

@@ -311,6 +311,26 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// Tells about commits what was found out before.
+    pub(super) fn remembered(
+        &self,
+        revisions: &[Revision],
+        target: Option<&Revision>,
+    ) -> BTreeMap<Revision, Described> {
+        self.known(|known| {
+            let remembered = revisions.iter().filter_map(|revision| {
+                let commit = known.commits.get(revision)?;
+                let distance = target.and_then(|target| {
+                    known.distances.get(&(revision.clone(), target.clone())).flatten()
+                });
+                Some((revision.clone(), Described { commit, distance }))
+            });
+            remembered.collect()
+        })
+    }
+}
+
 /// Reads the answer of `cat-file --batch`: a line with id, kind and size, so many bytes, a newline. The
 /// last may have been cut.
 fn parse_batch(bytes: &[u8]) -> Vec<CommitInfo> {

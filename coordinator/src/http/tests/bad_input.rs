@@ -326,21 +326,22 @@ async fn so_many_requests_are_worked_on_at_a_time_and_no_more() {
     // Each holds its place for as long as its body does not end.
     let slow = |number: usize| {
         let never = stream::pending::<Result<Frame<Bytes>, std::io::Error>>();
-        let request = Request::post("/v1/groups/web/release")
+        let request = Request::post("/v1/groups/web/rollout/pause")
             .header(CONTENT_TYPE, "application/json")
             .header(IDEMPOTENCY_HEADER, format!("slow-{number}"));
         Box::pin(here.raw(request.body(Body::new(StreamBody::new(never))).unwrap()))
     };
     let mut held = Vec::new();
-    for number in 0..super::super::OPERATORS_MAX {
+    for number in 0..limits::STEERING_MAX {
         let mut one = slow(number);
         assert!(futures_util::poll!(&mut one).is_pending(), "{number}");
         held.push(one);
     }
-    let said = here.get("/v1/groups").await;
+    let said = here.get("/v1/groups/web").await;
     assert_eq!((said.status.as_u16(), said.code()), (503, "unavailable"), "{said:?}");
+    assert_eq!(here.get("/v1/groups").await.status, StatusCode::OK, "views have their own");
     let said = here.tells("i-1", &revision('a'), 1).await;
     assert_eq!(said.status, StatusCode::NO_CONTENT, "agents are not kept out by operators");
     held.pop();
-    assert_eq!(here.get("/v1/groups").await.status, StatusCode::OK, "one has gone");
+    assert_eq!(here.get("/v1/groups/web").await.status, StatusCode::OK, "one has gone");
 }

@@ -57,6 +57,33 @@ async fn what_was_refused_may_be_tried_again_by_the_same_key() {
 }
 
 #[tokio::test]
+async fn whoever_was_cut_off_and_asks_again_is_told_of_its_own_success() {
+    let here = Here::new().await;
+    let body = json!({"revision": revision('b')});
+    for turns in 0..40 {
+        let group = format!("/v1/groups/g{turns}");
+        let said = here.change(Method::PUT, &group, &json!({"mirror": false})).await;
+        assert_eq!(said.status, StatusCode::NO_CONTENT, "{said:?}");
+        let (key, path) = (format!("release-{turns}"), format!("{group}/release"));
+        let release = || here.change_as(&key, Method::POST, &path, &body);
+        // So far it comes before its connection is cut: its commit may be on its way.
+        let cut = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = release() => {}
+            () = cut => {}
+        }
+        let again = release().await;
+        assert_eq!(again.status, StatusCode::OK, "after {turns} turns: {again:?}");
+        assert_eq!(again.body["generation"], 1, "{again:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_is_forgotten_after_a_day() {
     let here = Here::with_web().await;
     let old = json!({"at": LONG_AGO, "hash": "x"});

@@ -1,5 +1,7 @@
 //! Views over HTTP: pages, plans, streams, figures.
 
+use std::sync::atomic::AtomicBool;
+
 use futures_util::StreamExt;
 use http_body_util::BodyStream;
 
@@ -86,6 +88,36 @@ async fn a_watcher_is_told_of_each_change_until_the_coordinator_stops() {
     assert!(second.contains("\"state\":\"paused\""), "{second}");
     here.stop.cancel();
     assert_eq!(next().await, None);
+}
+
+#[tokio::test]
+async fn a_watcher_whose_token_ends_is_told_nothing_more() {
+    let mut here = Here::with(&["i-1"]).await;
+    here.post("/v1/groups/web/release", &json!({"revision": revision('b')})).await;
+    // Whoever says `guest` is a viewer for as long as there are guests.
+    let has_guests = Arc::new(AtomicBool::new(true));
+    let mut keys = keys();
+    let (check, guests) = (Arc::clone(&keys.check), Arc::clone(&has_guests));
+    keys.check = Arc::new(move |parts| {
+        if parts.headers.get(AUTHORIZATION).is_none_or(|word| word != "guest") {
+            return check(parts);
+        }
+        let (name, id, role) = ("guest".to_owned(), "t2".to_owned(), Role::Viewer);
+        if guests.load(Ordering::Relaxed) {
+            return Box::pin(async move { Ok(Caller::Operator { name, role, id }) });
+        }
+        refuse(Code::Unauthenticated)
+    });
+    here.router = router(Api::new(here.desk.clone(), None, keys, here.stop.clone()));
+    let watch = Request::get("/v1/groups/web/rollout/watch").header(AUTHORIZATION, "guest");
+    let answer = here.raw(watch.body(Body::empty()).unwrap()).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let mut stream = BodyStream::new(answer.into_body());
+    assert!(stream.next().await.unwrap().unwrap().is_data());
+    has_guests.store(false, Ordering::Relaxed);
+    let said = here.post("/v1/groups/web/rollout/pause", &json!({})).await;
+    assert_eq!(said.status, StatusCode::OK, "{said:?}");
+    assert!(stream.next().await.is_none(), "it is over");
 }
 
 #[tokio::test]

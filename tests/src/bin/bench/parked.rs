@@ -150,7 +150,7 @@ impl Agent {
     async fn send(&mut self, path: &str, body: &Value) {
         let body = body.to_string();
         let head = format!(
-            "POST /v1/agent/{path} HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
+            "POST /v1/agent/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n",
             body.len()
         );
