@@ -278,6 +278,11 @@ impl Records {
         self.groups.values().filter(|state| state.record.is_some())
     }
 
+    /// Returns what is left of groups that do not exist.
+    pub fn removed(&self) -> impl Iterator<Item = &GroupState> {
+        self.groups.values().filter(|state| state.record.is_none())
+    }
+
     /// Returns the store's epoch.
     #[must_use]
     pub fn epoch(&self) -> u64 {

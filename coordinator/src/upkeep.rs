@@ -76,11 +76,16 @@ async fn fetch(desk: &Desk, mirror: &Mirror) {
     }
 }
 
-async fn sweep(desk: &Desk) -> Result<(), ErrorBody> {
+pub(crate) async fn sweep(desk: &Desk) -> Result<(), ErrorBody> {
     let keys = idempotency::sweep(desk).await?;
-    let groups: Vec<Group> =
-        desk.read(|records| records.groups().map(|state| state.group.clone()).collect());
+    let (groups, orphans): (Vec<Group>, Vec<Draft>) = desk.read(|records| {
+        let groups = records.groups().map(|state| state.group.clone());
+        (groups.collect(), records.removed().flat_map(reports::orphans).collect())
+    });
     let mut instances = 0;
+    for draft in orphans {
+        desk.save(draft).await?;
+    }
     for group in groups {
         let drafts = desk.read(|records| {
             records.group(&group).map(|state| reports::forgotten(state, desk.now()))

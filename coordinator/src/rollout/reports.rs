@@ -58,6 +58,13 @@ pub fn newcomer(
     }
 }
 
+/// Whoever was not there joins a group that still exists.
+fn joins(state: &GroupState, instance: &Instance, draft: &mut Draft) {
+    if state.member(instance).is_none() {
+        draft.on(key::group(&state.group), state.record.as_ref());
+    }
+}
+
 /// Takes up a poll: whoever is not known joins; the time of the last sign of life is kept coarsely.
 ///
 /// Returns `None` where nothing is to be stored.
@@ -82,6 +89,7 @@ pub fn polled(
         old => newcomer(state, instance, old.map_or(0, |old| old.seq), at),
     };
     let mut draft = Draft::new();
+    joins(state, instance, &mut draft);
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
     Some(draft)
@@ -115,6 +123,7 @@ pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Dr
     record.seen = at;
     record.note.clone_from(&message.note);
     let mut draft = Draft::new();
+    joins(state, instance, &mut draft);
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
     // One that is given meanwhile may be one that this report closes.
@@ -221,6 +230,27 @@ pub fn forgotten(state: &GroupState, at: Timestamp) -> Vec<Draft> {
             drafts.push(Draft::new());
         }
         if let Some(draft) = drafts.last_mut() {
+            forget(state, instance, kept, draft);
+        }
+    }
+    drafts.retain(|draft| !draft.is_empty());
+    drafts
+}
+
+/// Returns what removes the records of those who joined a group at the very moment at which it was removed:
+/// whoever lives polls, and joins it again once it is made anew.
+#[must_use]
+pub fn orphans(state: &GroupState) -> Vec<Draft> {
+    let mut drafts = vec![Draft::new()];
+    if state.record.is_some() {
+        return Vec::new();
+    }
+    for (instance, kept) in &state.instances {
+        if !drafts.last().is_some_and(|draft| draft.has_room(5)) {
+            drafts.push(Draft::new());
+        }
+        if let Some(draft) = drafts.last_mut() {
+            draft.on(key::group(&state.group), state.record.as_ref());
             forget(state, instance, kept, draft);
         }
     }

@@ -62,7 +62,7 @@ fn a_group_is_made_once() {
 fn a_group_with_instances_or_a_running_rollout_is_not_removed() {
     let mut world = World::new(policy(&[50]), &["i-0a"]);
     let error = operations::remove_group(world.state()).unwrap_err();
-    assert!(error.message.contains("it has 1 instances"), "{}", error.message);
+    assert!(error.message.contains("it has 1 instance"), "{}", error.message);
     world.leaves("i-0a");
     world.release('b').unwrap();
     let error = operations::remove_group(world.state()).unwrap_err();
