@@ -40,6 +40,7 @@ async fn join(
     Told(join): Told<Join>,
 ) -> Result<Json<Joined>, Refused> {
     caller.may_join(&join.group)?;
+    api.rates().take_join(&caller, &join.instance)?;
     if !api.desk().read(|records| records.group(&join.group).is_some()) {
         return Err(unknown_group(&join.group).into());
     }

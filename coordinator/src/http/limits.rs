@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use towline_protocol::api::Code;
+use towline_protocol::ids::Instance;
 
 use super::Api;
 use super::caller::{Admit, Caller};
@@ -27,6 +28,10 @@ const OPERATOR: Pace = Pace { per_s: 50.0, burst: 200.0 };
 
 /// How often one agent may: it polls, reports a phase, asks. A storm is a fault of its own.
 const AGENT: Pace = Pace { per_s: 10.0, burst: 60.0 };
+
+/// How often all those who join a group may: a whole fleet that starts at once, and the fleet's next moment.
+/// Each instance of it has an agent's pace besides.
+const JOINS: Pace = Pace { per_s: 200.0, burst: 5_000.0 };
 
 /// How many callers are remembered before those that are at rest are forgotten.
 const CALLERS_MAX: usize = 20_000;
@@ -83,20 +88,33 @@ impl Rates {
             Admit::Operators => OPERATOR,
             // Without tokens, all agents are one caller.
             Admit::Agents if *caller == Caller::Open => return Ok(()),
+            // All who join a group show the same secret.
+            Admit::Agents if matches!(caller, Caller::Join { .. }) => JOINS,
             Admit::Agents => AGENT,
         };
+        self.draw(caller.actor(), pace, &caller.by())
+    }
+
+    /// Counts that an instance joins by its group's secret, or refuses it where that was too often.
+    pub(crate) fn take_join(&self, caller: &Caller, instance: &Instance) -> Result<(), Refused> {
+        if !matches!(caller, Caller::Join { .. }) {
+            return Ok(());
+        }
+        self.draw(format!("{}/{instance}", caller.actor()), AGENT, instance.as_str())
+    }
+
+    fn draw(&self, who: String, pace: Pace, by: &str) -> Result<(), Refused> {
         let now = self.started.elapsed();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= CALLERS_MAX {
-            let longest = Duration::from_secs_f64(AGENT.burst / AGENT.per_s);
+            let longest = Duration::from_secs_f64(JOINS.burst / JOINS.per_s);
             buckets.retain(|_, bucket| now.saturating_sub(bucket.filled) < longest);
         }
-        let bucket = buckets.entry(caller.actor()).or_insert_with(|| Bucket::full(pace, now));
+        let bucket = buckets.entry(who).or_insert_with(|| Bucket::full(pace, now));
         if bucket.take(pace, now) {
             return Ok(());
         }
-        let message =
-            format!("more than {} requests a second came from {}", pace.per_s, caller.by());
+        let message = format!("more than {} requests a second came from {by}", pace.per_s);
         Err(Refused::new(Code::TooMany, message).hint("try again in a moment, and less often"))
     }
 }
@@ -157,5 +175,24 @@ mod tests {
         let refused = all.find_map(Result::err).expect("there is a limit");
         assert_eq!(refused.0.code, Code::TooMany);
         assert!(rates.take(&caller("t2"), Admit::Operators).is_ok());
+    }
+
+    #[test]
+    fn a_fleet_joins_at_once_and_one_of_it_that_joins_again_and_again_does_not() {
+        let rates = Rates::default();
+        let join = Caller::Join { group: "web".parse().unwrap() };
+        let take = |instance: &str| {
+            rates.take(&join, Admit::Agents)?;
+            rates.take_join(&join, &instance.parse().unwrap())
+        };
+        for number in 0..1_000 {
+            assert!(take(&format!("i-{number}")).is_ok(), "{number}");
+        }
+        let mut again = (0..1_000).map(|_| take("i-0"));
+        let refused = again.find_map(Result::err).expect("there is a limit");
+        assert!(refused.0.message.contains("came from i-0"), "{}", refused.0.message);
+        assert!(take("i-1").is_ok(), "it keeps nobody else out");
+        let mut all = (0..100_000).map(|_| rates.take(&join, Admit::Agents));
+        assert!(all.any(|taken| taken.is_err()), "nor is there no end to those who join");
     }
 }
