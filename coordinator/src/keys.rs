@@ -272,6 +272,10 @@ impl Ring {
         let who = (&asked.group, &asked.instance);
         let commit = auth::admit(&secret, who, agent.as_ref(), token.as_ref(), act.at);
         let draft = Draft::of(commit.map_err(refusal)?);
+        if token.is_some() {
+            let (group, instance) = who;
+            warn!(group = %group, instance = %instance, "it joins anew: its token was never used");
+        }
         Ok((draft, Joined { token: secret.expose().to_owned() }))
     }
 

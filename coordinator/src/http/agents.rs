@@ -8,9 +8,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use towline_protocol::api::Code;
+use towline_protocol::api::{Code, ErrorBody};
 use towline_protocol::poll::{Goodbye, Join, Joined, Message, Permission, Poll, Question};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Api;
 use super::caller::Caller;
@@ -45,13 +45,27 @@ async fn join(
         return Err(unknown_group(&join.group).into());
     }
     for _ in 0..RACES_MAX {
-        let (draft, joined) = (api.keys().join)(join.clone(), api.act(&caller)).await?;
+        let asked = (api.keys().join)(join.clone(), api.act(&caller)).await;
+        let (draft, joined) = asked.inspect_err(|refused| claimed(&api, &join, refused))?;
         if api.desk().save(draft).await? {
+            api.claims().settle(&join.group, &join.instance);
             info!(group = %join.group, instance = %join.instance, "joined");
             return Ok(Json(joined));
         }
     }
     Err(Refused::new(Code::Unavailable, "the records change too fast"))
+}
+
+/// Raises that somebody asked for a name that another has.
+fn claimed(api: &Api, join: &Join, refused: &ErrorBody) {
+    let Join { group, instance, .. } = join;
+    if refused.code == Code::Conflict && api.claims().note(group, instance, api.desk().now()) {
+        warn!(
+            group = %group,
+            instance = %instance,
+            "another host asks to join under the name of an instance that is there, and is refused"
+        );
+    }
 }
 
 async fn poll(
