@@ -32,7 +32,7 @@ use crate::error::chain;
 use crate::failpoint;
 use crate::fleet::Attendance;
 use crate::hub::Polled;
-use crate::records::{Draft, RecordError, Records};
+use crate::records::{Draft, RecordError, Records, key};
 use crate::rollout;
 use crate::rollout::operations::Act;
 use crate::store::embedded::Embedded;
@@ -103,8 +103,8 @@ impl Desk {
         wait_s: u32,
         stop: CancellationToken,
     ) -> Result<Self, DeskError> {
-        let (entries, version) = store.list("").await?;
-        let records = Records::load(entries, version)?;
+        let records = read_all(&store).await?;
+        let version = records.version();
         let (taken_up, _) = watch::channel(version);
         let started = instant();
         let now = Moment { read: Duration::ZERO, at: now() };
@@ -186,8 +186,8 @@ impl Desk {
 
     /// What is kept of changes does not reach back far enough: everything is read anew.
     async fn reload(&self, version: &mut Version) -> Result<(), DeskError> {
-        let (entries, newest) = self.inner.store.list("").await?;
-        let records = Records::load(entries, newest)?;
+        let records = read_all(&self.inner.store).await?;
+        let newest = records.version();
         let mut state = self.state();
         state.board.reload(records);
         let groups: Vec<Group> = state.watchers.keys().cloned().collect();
@@ -448,6 +448,18 @@ impl State {
     }
 }
 
+/// Reads all records, as of the version that they then have: what was written while they were read is told
+/// by the watch from there, and taken up once.
+async fn read_all(store: &Embedded) -> Result<Records, DeskError> {
+    let (mut all, mut version) = (Vec::new(), None);
+    for kind in key::KEPT {
+        let (entries, at) = store.list(kind).await?;
+        all.extend(entries);
+        version.get_or_insert(at);
+    }
+    Ok(Records::load(all, version.unwrap_or_default())?)
+}
+
 pub(crate) fn refusal(error: StoreError) -> ErrorBody {
     error!(error = chain(&error), "the store could not be used");
     let hint = error.hint();
@@ -480,7 +492,6 @@ fn instant() -> Instant {
 mod tests {
     use super::*;
     use crate::driver;
-    use crate::records::key;
     use crate::rollout::operations;
     use towline_protocol::api::ReleaseRequest;
     use towline_protocol::fleet::GroupRecord;
@@ -578,6 +589,42 @@ mod tests {
         let answer = read(desk.poll(poll(Some(&first.id))).await.unwrap());
         assert_ne!(answer.id, first.id);
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn all_records_are_read_at_the_start_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let golden = include_str!("../../protocol/golden/records-1.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let rollout = include_str!("../../protocol/golden/rollout-1.json");
+        let rollout: serde_json::Value = serde_json::from_str(rollout).unwrap();
+        let instance = "i-0a17".parse().unwrap();
+        let mut draft = Draft::new();
+        draft.put(key::group(&web()), &golden["group"]);
+        draft.put(key::target(&web()), &golden["target"]);
+        draft.put(key::rollout(&web()), &rollout);
+        let clock = serde_json::json!({"generation": 1, "bake_ms": 1, "deadline_ms": 1});
+        draft.put(key::clock(&web()), &clock);
+        draft.put(key::floor(&web()), &serde_json::json!({"epoch": 1, "generation": 1}));
+        draft.put(key::permits(&web()), &golden["permits"]);
+        draft.put(key::permit(&web(), &instance), &golden["permit"]);
+        draft.put(key::instance(&web(), &instance), &golden["instance"]);
+        for other in ["past/web/1", "log/web/i-0a17", "once/open/a", "token/a", "agent/web/i"] {
+            draft.put(other.to_owned(), &1);
+        }
+        store.commit(draft.into_commit()).await.unwrap();
+        let (entries, version) = store.list("").await.unwrap();
+        let whole = Records::load(entries, version).unwrap();
+        let read = read_all(&store).await.unwrap();
+        assert_eq!((read.epoch(), read.version()), (1_790_000_000, version));
+        assert_eq!(read.group(&web()), whole.group(&web()));
+        let own = |known: &&str| known.starts_with("token/") || known.starts_with("once/");
+        assert!(!key::KEPT.iter().any(own));
+        let state = read.group(&web()).unwrap();
+        assert!(state.target.is_some() && state.rollout.is_some() && state.clock.is_some());
+        assert!(state.floor.is_some() && state.permits.is_some() && !state.open.is_empty());
+        assert!(!state.instances.is_empty());
     }
 
     #[tokio::test]

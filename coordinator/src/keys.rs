@@ -41,6 +41,9 @@ const ROOT: &str = "root";
 /// How often a note that a token was used is made again that lost a race.
 const RACES_MAX: usize = 8;
 
+/// How many tokens there may be, of agents and operators: they are kept at hand.
+const TOKENS_MAX: usize = 200_000;
+
 /// What the store has of tokens and join secrets, by key.
 type Held = Arc<RwLock<BTreeMap<String, Entry>>>;
 
@@ -92,6 +95,7 @@ pub async fn keys(
         create: Arc::new(move |request, act: Act| {
             let ring = create.clone();
             async move {
+                ring.room()?;
                 let record = TokenRecord::of_operator(&request, act.at).map_err(refusal)?;
                 let secret = Secret::random(Kind::Operator).map_err(refusal)?;
                 let key = secret.token_key();
@@ -136,6 +140,17 @@ fn refusal(error: AuthError) -> ErrorBody {
         message: chain(&error),
         hint: error.hint(),
         field: error.field().map(str::to_owned),
+    }
+}
+
+fn full() -> ErrorBody {
+    let hint = "those that were never used go by themselves; `towline join-secret GROUP` ends one that was \
+                given away";
+    ErrorBody {
+        code: Code::TooMany,
+        message: format!("could not make a token: there are {TOKENS_MAX}"),
+        hint: Some(hint.to_owned()),
+        field: None,
     }
 }
 
@@ -196,6 +211,12 @@ impl Ring {
         from.take_while(|(key, _)| key.starts_with(prefix))
             .map(|(_, entry)| entry.clone())
             .collect()
+    }
+
+    /// Makes sure that there is room for another token.
+    fn room(&self) -> Result<(), ErrorBody> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner).len();
+        if held < TOKENS_MAX { Ok(()) } else { Err(full()) }
     }
 
     fn kept(&self, key: &str) -> Option<Kept<()>> {
@@ -261,6 +282,7 @@ impl Ring {
     }
 
     async fn join(&self, asked: &Join, act: &Act) -> Made<Joined> {
+        self.room()?;
         let store = self.desk.store();
         let get = async |key: &str| store.get(key).await.map_err(|error| unavailable(&error));
         let agent = get(&auth::agent_key(&asked.group, &asked.instance)).await?;

@@ -30,6 +30,20 @@ pub mod key {
     /// The store's epoch.
     pub const EPOCH: &str = "epoch";
 
+    /// What the records' keys begin with. All else in the store is read where it is asked for: it is as much
+    /// as was, and not as much as is.
+    pub const KEPT: [&str; 9] = [
+        EPOCH,
+        "group/",
+        "target/",
+        "rollout/",
+        "clock/",
+        "floor/",
+        "permits/",
+        "permit/",
+        "instance/",
+    ];
+
     /// A group.
     #[must_use]
     pub fn group(group: &Group) -> String {

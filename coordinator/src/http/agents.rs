@@ -17,6 +17,7 @@ use super::caller::Caller;
 use super::errors::Refused;
 use super::input::Told;
 use crate::rollout::operations::unknown_group;
+use crate::rollout::reports;
 use crate::views::told;
 
 /// The longest name of an answer that a poll may carry: it is kept while the poll is parked.
@@ -41,9 +42,10 @@ async fn join(
 ) -> Result<Json<Joined>, Refused> {
     caller.may_join(&join.group)?;
     api.rates().take_join(&caller, &join.instance)?;
-    if !api.desk().read(|records| records.group(&join.group).is_some()) {
-        return Err(unknown_group(&join.group).into());
-    }
+    api.desk().read(|records| {
+        let state = records.group(&join.group).ok_or_else(|| unknown_group(&join.group))?;
+        reports::has_room(state, &join.instance)
+    })?;
     for _ in 0..RACES_MAX {
         let asked = (api.keys().join)(join.clone(), api.act(&caller)).await;
         let (draft, joined) = asked.inspect_err(|refused| claimed(&api, &join, refused))?;

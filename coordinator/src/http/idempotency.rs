@@ -192,6 +192,7 @@ impl Api {
         if let Some(answer) = self.earlier(change).await? {
             return Ok(answer);
         }
+        self.rates().may_change(&change.caller)?;
         let (by, reason) = (change.caller.by(), reason.map(|reason| told::line(&reason)));
         let desk = self.desk();
         let decide = |records: &Records, attendance: &Attendance, now, act: &Act| {
@@ -200,6 +201,7 @@ impl Api {
             Ok((draft, answer))
         };
         let answer = desk.change(group, &by, reason.clone(), decide).await?;
+        self.rates().changed(&change.caller);
         info!(group = %group, by, what = change.what, reason, "changed");
         Ok(answer)
     }
@@ -216,6 +218,7 @@ impl Api {
         if let Some(answer) = self.earlier(change).await? {
             return Ok(answer);
         }
+        self.rates().may_change(&change.caller)?;
         for _ in 0..RACES_MAX {
             let act = self.act(&change.caller);
             let at = act.at;
@@ -223,6 +226,7 @@ impl Api {
             let answer = Answer::of(&made);
             change.note(&mut draft, at, &answer, is_secret);
             if self.desk().save(draft).await? {
+                self.rates().changed(&change.caller);
                 info!(by = change.caller.by(), what = change.what, "changed");
                 return Ok(answer);
             }

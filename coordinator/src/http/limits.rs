@@ -29,6 +29,10 @@ const OPERATOR: Pace = Pace { per_s: 50.0, burst: 200.0 };
 /// How often one agent may: it polls, reports a phase, asks. A storm is a fault of its own.
 const AGENT: Pace = Pace { per_s: 10.0, burst: 60.0 };
 
+/// How many changes one operator may make: each leaves its key and its answer in the store for a day. Ten
+/// thousand at once, and as many a day.
+const CHANGES: Pace = Pace { per_s: 10_000.0 / 86_400.0, burst: 10_000.0 };
+
 /// How often all those who join a group may: a whole fleet that starts at once, and the fleet's next moment.
 /// Each instance of it has an agent's pace besides.
 const JOINS: Pace = Pace { per_s: 200.0, burst: 5_000.0 };
@@ -46,18 +50,29 @@ struct Pace {
 /// What is left to a caller: it fills at a pace.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
+    pace: Pace,
     left: f64,
     filled: Duration,
 }
 
 impl Bucket {
     fn full(pace: Pace, now: Duration) -> Self {
-        Self { left: pace.burst, filled: now }
+        Self { pace, left: pace.burst, filled: now }
     }
 
-    fn take(&mut self, pace: Pace, now: Duration) -> bool {
+    /// What is left of it now.
+    fn left(&self, now: Duration) -> f64 {
         let passed = now.saturating_sub(self.filled).as_secs_f64();
-        self.left = (self.left + passed * pace.per_s).min(pace.burst);
+        (self.left + passed * self.pace.per_s).min(self.pace.burst)
+    }
+
+    /// Nothing is lost where a full one is forgotten.
+    fn is_full(&self, now: Duration) -> bool {
+        self.left(now) >= self.pace.burst
+    }
+
+    fn take(&mut self, now: Duration) -> bool {
+        self.left = self.left(now);
         self.filled = self.filled.max(now);
         let is_left = self.left >= 1.0;
         if is_left {
@@ -65,6 +80,10 @@ impl Bucket {
         }
         is_left
     }
+}
+
+fn changes_of(caller: &Caller) -> String {
+    format!("changes of {}", caller.actor())
 }
 
 /// How often each caller has asked of late.
@@ -107,15 +126,32 @@ impl Rates {
         let now = self.started.elapsed();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= CALLERS_MAX {
-            let longest = Duration::from_secs_f64(JOINS.burst / JOINS.per_s);
-            buckets.retain(|_, bucket| now.saturating_sub(bucket.filled) < longest);
+            buckets.retain(|_, bucket| !bucket.is_full(now));
         }
         let bucket = buckets.entry(who).or_insert_with(|| Bucket::full(pace, now));
-        if bucket.take(pace, now) {
+        if bucket.take(now) {
             return Ok(());
         }
         let message = format!("more than {} requests a second came from {by}", pace.per_s);
         Err(Refused::new(Code::TooMany, message).hint("try again in a moment, and less often"))
+    }
+
+    /// Refuses a change where there were too many today.
+    pub(crate) fn may_change(&self, caller: &Caller) -> Result<(), Refused> {
+        let now = self.started.elapsed();
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.get(&changes_of(caller));
+        if bucket.is_none_or(|bucket| bucket.left(now) >= 1.0) {
+            return Ok(());
+        }
+        let message = format!("{} has made too many changes today", caller.by());
+        Err(Refused::new(Code::TooMany, message).hint("some 10,000 a day are kept: make fewer"))
+    }
+
+    /// Counts a change that was made.
+    pub(crate) fn changed(&self, caller: &Caller) {
+        // Made is made, whatever is left.
+        self.draw(changes_of(caller), CHANGES, &caller.by()).ok();
     }
 }
 
@@ -155,12 +191,31 @@ mod tests {
         let pace = Pace { per_s: 2.0, burst: 3.0 };
         let at = Duration::from_millis;
         let mut bucket = Bucket::full(pace, at(0));
-        let given = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(pace, now)).count();
+        let given = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(now)).count();
         assert_eq!(given(&mut bucket, at(0)), 3);
+        assert!(!bucket.is_full(at(1_499)) && bucket.is_full(at(1_500)));
         assert_eq!(given(&mut bucket, at(400)), 0, "not one yet");
         assert_eq!(given(&mut bucket, at(500)), 1);
         assert_eq!(given(&mut bucket, at(100)), 0, "an earlier reading fills nothing");
         assert_eq!(given(&mut bucket, at(1_000_000)), 3, "never more than the burst");
+    }
+
+    #[test]
+    fn changes_are_counted_by_the_day_and_nobody_is_forgotten_for_being_one_of_many() {
+        let rates = Rates::default();
+        let mut made = 0;
+        while rates.may_change(&Caller::Open).is_ok() {
+            rates.changed(&Caller::Open);
+            made += 1;
+            assert!(made < 100_000, "there is a limit");
+        }
+        assert!(made >= 10_000, "{made}");
+        for number in 0..=CALLERS_MAX {
+            let group = "web".parse().unwrap();
+            let agent = Caller::Agent { group, instance: format!("i-{number}").parse().unwrap() };
+            rates.take(&agent, Admit::Agents).unwrap();
+        }
+        assert!(rates.may_change(&Caller::Open).is_err(), "one that is not full is kept");
     }
 
     #[test]

@@ -8,12 +8,14 @@
 
 use std::time::Duration;
 
+use towline_protocol::api::ErrorBody;
 use towline_protocol::fleet::{BootFailure, GroupRecord, InstanceRecord, Quarantined, VERSION};
 use towline_protocol::ids::Instance;
 use towline_protocol::poll::{FailureLog, Message};
 use towline_protocol::report::{Health, Report};
 use towline_protocol::time::Timestamp;
 
+use super::operations::conflict;
 use super::permits::close;
 use crate::records::{Draft, GroupState, Kept, key};
 
@@ -22,6 +24,26 @@ const BOOT_FAILURES_MAX: usize = 64;
 
 /// For how long it is remembered that an instance has left: no message is on its way for longer.
 pub const GONE_KEPT: Duration = Duration::from_secs(3600);
+
+/// How many instances a group may have, with those who left within the last hour.
+pub const INSTANCES_MAX: usize = 50_000;
+
+/// Makes sure that a group has room for an instance.
+///
+/// # Errors
+///
+/// It is a new one, and there are [`INSTANCES_MAX`] already.
+pub fn has_room(state: &GroupState, instance: &Instance) -> Result<(), ErrorBody> {
+    if state.instances.len() < INSTANCES_MAX || state.instances.contains_key(instance) {
+        return Ok(());
+    }
+    let group = &state.group;
+    let message =
+        format!("could not let {instance} join {group}: it has {INSTANCES_MAX} instances");
+    let hint =
+        "`towline forget INSTANCE` those that are gone for good, or let it join another group";
+    Err(conflict(message, hint.to_owned()))
+}
 
 /// A failure's log as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
