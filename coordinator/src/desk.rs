@@ -32,7 +32,7 @@ use crate::error::chain;
 use crate::failpoint;
 use crate::fleet::Attendance;
 use crate::hub::Polled;
-use crate::records::{Draft, RecordError, Records, key};
+use crate::records::{Draft, Kept, RecordError, Records, key};
 use crate::rollout;
 use crate::rollout::operations::Act;
 use crate::store::embedded::Embedded;
@@ -326,12 +326,25 @@ impl Desk {
     ///
     /// Where the store cannot be read, or the record.
     pub async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ErrorBody> {
-        let entry = self.inner.store.get(key).await.map_err(refusal)?;
-        let parsed = entry.map(|entry| serde_json::from_slice(&entry.value)).transpose();
-        parsed.map_err(|error| {
-            error!(key, error = chain(&error), "a record could not be read");
-            unavailable("a record could not be read")
-        })
+        Ok(self.kept(key).await?.map(|kept| kept.value))
+    }
+
+    /// Likewise, with the commit that wrote it: for whoever changes it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Desk::load`].
+    pub async fn kept<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Kept<T>>, ErrorBody> {
+        let Some(entry) = self.inner.store.get(key).await.map_err(refusal)? else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(&entry.value) {
+            Ok(value) => Ok(Some(Kept { version: entry.version, value })),
+            Err(error) => {
+                error!(key, error = chain(&error), "a record could not be read");
+                Err(unavailable("a record could not be read"))
+            }
+        }
     }
 
     /// Returns the store, for what is neither read nor changed by decisions: listing, backup.

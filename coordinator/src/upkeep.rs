@@ -37,6 +37,10 @@ const MIRROR_AGE_MAX: Duration = Duration::from_secs(600);
 /// How many looks pass until things are thrown away: an hour's.
 const SWEEP_EVERY: u32 = 60;
 
+/// For how long the token is kept of an instance that is not known, after it was made or used: a note of its
+/// use is coarse.
+const TOKEN_KEPT: Duration = auth::USED_EVERY.saturating_mul(2);
+
 /// How many keys one commit removes.
 const REMOVED_MAX: usize = 40;
 
@@ -103,7 +107,7 @@ pub(crate) async fn sweep(desk: &Desk) -> Result<(), ErrorBody> {
     Ok(())
 }
 
-/// The tokens of agents whose instances have left, and are forgotten.
+/// The tokens of agents whose instances have left, and are forgotten; or never came.
 async fn sweep_tokens(desk: &Desk) -> Result<usize, ErrorBody> {
     let mut removed = 0;
     for agent in list(desk, "agent/").await? {
@@ -117,19 +121,22 @@ async fn sweep_tokens(desk: &Desk) -> Result<usize, ErrorBody> {
         let is_known = desk.read(|records| {
             records.group(&group).is_some_and(|state| state.instances.contains_key(&instance))
         });
-        // Whoever has joined a moment ago has not polled yet.
-        let token = auth::token_key_of(&agent).ok();
-        let is_used = match &token {
-            Some(key) => {
-                desk.load::<auth::TokenRecord>(key).await?.is_some_and(|own| own.used.is_some())
-            }
-            None => true,
+        let key = auth::token_key_of(&agent).ok();
+        let token = match &key {
+            Some(key) => desk.kept::<auth::TokenRecord>(key).await?,
+            None => None,
         };
-        if is_known || !is_used {
+        // Whoever has joined, or asked something, a moment ago is not among the records yet.
+        let last = token.as_ref().map(|kept| kept.value.used.unwrap_or(kept.value.created));
+        if is_known || last.is_some_and(|last| desk.now().since(last) < TOKEN_KEPT) {
             continue;
         }
         let mut draft = Draft::new();
         draft.on(agent.key.clone(), Some(&Kept { version: agent.version, value: () }));
+        if let Some(key) = key {
+            // Used meanwhile, it is another one.
+            draft.on(key, token.as_ref());
+        }
         for write in auth::dismiss(&agent).unwrap_or_default() {
             if let Write::Delete { key } = write {
                 draft.delete(key);
@@ -212,6 +219,47 @@ mod tests {
         assert_eq!(left, ["instance/web/i-0a17", "instance/web/i-now"]);
         let left = keys(list(&desk, "past/").await.unwrap());
         assert_eq!(left, [key::past(&group, 2)]);
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_once_its_instance_is_not_known_and_nobody_has_used_it_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 50, stop.clone()).await.unwrap();
+        let group: Group = "web".parse().unwrap();
+        let now = desk.now();
+        let long_ago = Timestamp(now.0 - 3 * 3_600_000);
+        let cases = [
+            ("i-here", long_ago, Some(long_ago), true),
+            ("i-polls-first", long_ago, Some(now), true),
+            ("i-joins", now, None, true),
+            ("i-left", long_ago, Some(long_ago), false),
+            ("i-never-came", long_ago, None, false),
+        ];
+        let mut draft = Draft::new();
+        draft.put(key::group(&group), &GroupRecord::new(group.clone(), Policy::default()));
+        let golden = include_str!("../../protocol/golden/records-1.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let here: InstanceRecord = serde_json::from_value(golden["instance"].clone()).unwrap();
+        draft.put(key::instance(&group, &"i-here".parse().unwrap()), &here);
+        for (name, created, used, _) in &cases {
+            let instance: towline_protocol::ids::Instance = name.parse().unwrap();
+            let named = auth::AgentRecord { version: 1, sha256: format!("hash-{name}") };
+            draft.put(auth::agent_key(&group, &instance), &named);
+            let holder = auth::Holder::Agent { group: group.clone(), instance };
+            let (created, used) = (*created, *used);
+            let token = auth::TokenRecord { version: 1, holder, created, expires: None, used };
+            draft.put(format!("{}hash-{name}", auth::TOKENS), &token);
+        }
+        assert!(desk.save(draft).await.unwrap());
+        assert_eq!(sweep_tokens(&desk).await.unwrap(), 2);
+        for (name, _, _, is_kept) in cases {
+            let token: Option<auth::TokenRecord> =
+                desk.load(&format!("{}hash-{name}", auth::TOKENS)).await.unwrap();
+            assert_eq!(token.is_some(), is_kept, "{name}");
+        }
         stop.cancel();
     }
 }
