@@ -210,7 +210,8 @@ fn boot_failed(state: &GroupState, report: &Report, at: Timestamp) -> Option<Gro
 }
 
 /// An instance has left: by its goodbye, by an operator's word. Returns `None` where it was not there, or
-/// the message has been overtaken.
+/// the message has been overtaken. A goodbye of one that is not known may have overtaken its first poll, and
+/// is remembered like any other.
 #[must_use]
 pub fn left(
     state: &GroupState,
@@ -218,7 +219,15 @@ pub fn left(
     seq: Option<u64>,
     at: Timestamp,
 ) -> Option<Draft> {
-    let kept = state.instances.get(instance)?;
+    let Some(kept) = state.instances.get(instance) else {
+        has_room(state, instance).ok()?;
+        let record = InstanceRecord { gone: Some(at), ..newcomer(state, instance, seq?, at) };
+        let mut draft = Draft::new();
+        joins(state, instance, &mut draft);
+        draft.on(key::instance(&state.group, instance), None::<&Kept<InstanceRecord>>);
+        draft.put(key::instance(&state.group, instance), &record);
+        return Some(draft);
+    };
     if kept.value.gone.is_some() || seq.is_some_and(|seq| seq <= kept.value.seq) {
         return None;
     }

@@ -43,6 +43,25 @@ fn a_message_that_was_overtaken_or_repeated_changes_nothing() {
 }
 
 #[test]
+fn a_goodbye_that_overtakes_the_first_poll_is_the_last_word() {
+    let mut world = World::new(policy(&[50]), &["i-0a"]);
+    let name = instance("i-new");
+    let gone = reports::left(world.state(), &name, Some(9), world.now.at).unwrap();
+    let late = reports::polled(world.state(), &name, 8, world.now.at, COARSE).unwrap();
+    assert!(world.commit(gone));
+    assert!(!world.commit(late), "decided before, stored after");
+    assert!(
+        reports::polled(world.state(), &name, 8, world.now.at, COARSE).is_none(),
+        "sent before"
+    );
+    assert!(world.state().member(&name).is_none());
+    let again = reports::polled(world.state(), &name, 10, world.now.at, COARSE).unwrap();
+    assert!(world.commit(again));
+    assert!(world.state().member(&name).is_some(), "its next run");
+    assert!(reports::left(world.state(), &instance("i-x"), None, world.now.at).is_none());
+}
+
+#[test]
 fn what_a_report_tells_is_as_old_as_it_says() {
     let mut world = World::new(policy(&[50]), &["i-0a"]);
     world.pass_s(1000);
