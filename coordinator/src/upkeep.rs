@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use towline_protocol::api::ErrorBody;
 use towline_protocol::ids::Group;
@@ -34,8 +35,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How old a mirror may grow unasked.
 const MIRROR_AGE_MAX: Duration = Duration::from_secs(600);
 
-/// How many looks pass until things are thrown away: an hour's.
-const SWEEP_EVERY: u32 = 60;
+/// How many mirrors are fetched at a time, so that one slow origin holds up nobody else's.
+const FETCHES_MAX: usize = 4;
+
+/// How often things are thrown away.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
 /// For how long the token is kept of an instance that is not known, after it was made or used: a note of its
 /// use is coarse.
@@ -46,38 +50,57 @@ const REMOVED_MAX: usize = 40;
 
 /// Keeps things up until told to stop.
 pub async fn keep(desk: Desk, mirror: Arc<Mirror>, stop: CancellationToken) {
-    let mut every = tokio::time::interval(LOOK_EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looks = 0u32;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = every.tick() => {}
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = fetch(&desk, &mirror) => {}
-        }
-        if looks.is_multiple_of(SWEEP_EVERY)
-            && let Err(error) = sweep(&desk).await
-        {
-            warn!(error = error.message, "could not throw away what is over");
-        }
-        looks = looks.wrapping_add(1);
+    tokio::select! {
+        () = stop.cancelled() => {}
+        // Each has its own time: what waits for an origin holds up nothing else.
+        () = fetches(&desk, &mirror) => {}
+        () = sweeps(&desk) => {}
     }
 }
 
-async fn fetch(desk: &Desk, mirror: &Mirror) {
-    let urls: BTreeSet<String> = desk.read(|records| {
+fn every(period: Duration) -> Interval {
+    let mut every = tokio::time::interval(period);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    every
+}
+
+async fn fetches(desk: &Desk, mirror: &Arc<Mirror>) {
+    let mut every = every(LOOK_EVERY);
+    loop {
+        every.tick().await;
+        let mut under_way = JoinSet::new();
+        for url in named(desk) {
+            if under_way.len() >= FETCHES_MAX {
+                under_way.join_next().await;
+            }
+            let mirror = Arc::clone(mirror);
+            under_way.spawn(async move {
+                if let Err(error) = mirror.refresh(&url, MIRROR_AGE_MAX).await {
+                    debug!(error = chain(&error), hint = error.hint(), "a mirror was not fetched");
+                }
+            });
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+}
+
+async fn sweeps(desk: &Desk) {
+    let mut every = every(SWEEP_EVERY);
+    loop {
+        every.tick().await;
+        if let Err(error) = sweep(desk).await {
+            warn!(error = error.message, "could not throw away what is over");
+        }
+    }
+}
+
+/// The repositories that groups have mirrored.
+fn named(desk: &Desk) -> BTreeSet<String> {
+    desk.read(|records| {
         let policies = records.groups().filter_map(|state| state.record.as_ref());
         let mirrored = policies.map(|record| &record.value.policy).filter(|own| own.has_mirror());
         mirrored.filter_map(|policy| policy.repository.clone()).collect()
-    });
-    for url in urls {
-        if let Err(error) = mirror.refresh(&url, MIRROR_AGE_MAX).await {
-            debug!(error = chain(&error), hint = error.hint(), "a mirror was not fetched");
-        }
-    }
+    })
 }
 
 pub(crate) async fn sweep(desk: &Desk) -> Result<(), ErrorBody> {
@@ -261,5 +284,38 @@ mod tests {
             assert_eq!(token.is_some(), is_kept, "{name}");
         }
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn an_origin_that_says_nothing_holds_up_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 50, stop.clone()).await.unwrap();
+        // It takes connections, and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/web.git", silent.local_addr().unwrap());
+        let group: Group = "web".parse().unwrap();
+        let policy = Policy { repository: Some(url), ..Policy::default() };
+        assert!(policy.has_mirror());
+        let mut draft = Draft::new();
+        draft.put(key::group(&group), &GroupRecord::new(group.clone(), policy));
+        let rollout = include_str!("../../protocol/golden/rollout-1.json");
+        let mut rollout: Rollout = serde_json::from_str(rollout).unwrap();
+        rollout.ended = Some(Timestamp(1));
+        draft.put(key::past(&group, 1), &rollout);
+        assert!(desk.save(draft).await.unwrap());
+        let mut config = crate::mirror::MirrorConfig::new(dir.path().join("mirrors"));
+        config.environment = vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())];
+        let mirror = Arc::new(Mirror::new(config).unwrap());
+        let keeps = tokio::spawn(keep(desk.clone(), mirror, stop.clone()));
+        let swept = async {
+            while !list(&desk, "past/").await.unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), swept).await.expect("it is swept meanwhile");
+        stop.cancel();
+        keeps.await.unwrap();
     }
 }
