@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   every minute   mirrors that have not been fetched for ten: subjects and distances for views
-//!   every hour     idempotency keys of yesterday, instances that left, rollouts of long ago
+//!   every hour     idempotency keys of yesterday, instances that left, rollouts of long ago, and mirrors
+//!                  that no group names
 //! ```
 //!
 //! So the store's size depends on what lives, and not on whatever was. Nothing here is needed for a rollout
@@ -54,7 +55,7 @@ pub async fn keep(desk: Desk, mirror: Arc<Mirror>, stop: CancellationToken) {
         () = stop.cancelled() => {}
         // Each has its own time: what waits for an origin holds up nothing else.
         () = fetches(&desk, &mirror) => {}
-        () = sweeps(&desk) => {}
+        () = sweeps(&desk, &mirror) => {}
     }
 }
 
@@ -84,12 +85,20 @@ async fn fetches(desk: &Desk, mirror: &Arc<Mirror>) {
     }
 }
 
-async fn sweeps(desk: &Desk) {
+async fn sweeps(desk: &Desk, mirror: &Arc<Mirror>) {
     let mut every = every(SWEEP_EVERY);
     loop {
         every.tick().await;
         if let Err(error) = sweep(desk).await {
             warn!(error = error.message, "could not throw away what is over");
+        }
+        let (mirror, named) = (Arc::clone(mirror), named(desk));
+        match tokio::task::spawn_blocking(move || mirror.keep_only(&named)).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(clones)) => info!(clones, "thrown away mirrors that no group names"),
+            Ok(Err(error)) => {
+                warn!(error = chain(&error), hint = error.hint(), "could not throw away mirrors");
+            }
         }
     }
 }
