@@ -61,6 +61,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "agent/src/manager",
             "agent/src/release",
             "coordinator/src/mirror/child.rs",
+            "coordinator/src/mirror/space.rs",
             "coordinator/src/store/embedded",
             "coordinator/src/failpoint.rs",
             "coordinator/src/files.rs",

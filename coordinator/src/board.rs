@@ -313,9 +313,10 @@ impl Board {
     ///
     /// # Errors
     ///
-    /// A group that does not exist.
+    /// A group that does not exist, or has no room.
     pub fn join(&self, poll: &Poll, now: Moment) -> Result<Option<Draft>, ErrorBody> {
         let known = self.known(&poll.group)?;
+        reports::has_room(known, &poll.instance)?;
         Ok(reports::polled(known, &poll.instance, poll.seq, now.at, SEEN_EVERY))
     }
 
@@ -339,9 +340,11 @@ impl Board {
     ///
     /// # Errors
     ///
-    /// A group that does not exist.
+    /// A group that does not exist, or has no room.
     pub fn report(&self, message: &Message, now: Moment) -> Result<Option<Draft>, ErrorBody> {
-        Ok(reports::report(self.known(&message.report.group)?, message, now.at))
+        let known = self.known(&message.report.group)?;
+        reports::has_room(known, &message.report.instance)?;
+        Ok(reports::report(known, message, now.at))
     }
 
     /// Answers a question for leave to swap: the draft is to be stored before the answer is given.

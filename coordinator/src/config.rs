@@ -62,6 +62,8 @@ pub struct Mirror {
     pub git: PathBuf,
     /// How long one fetch may take, in seconds; 600 by default.
     pub fetch_s: u64,
+    /// How much space stays free: with less nothing is fetched; 1,024 MiB by default.
+    pub free_mib: u64,
 }
 
 impl Default for Mirror {
@@ -71,6 +73,7 @@ impl Default for Mirror {
             ca_file: None,
             git: PathBuf::from("git"),
             fetch_s: 600,
+            free_mib: 1024,
         }
     }
 }

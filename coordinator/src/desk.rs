@@ -38,7 +38,7 @@ use crate::error::chain;
 use crate::failpoint;
 use crate::fleet::Attendance;
 use crate::hub::Polled;
-use crate::records::{Draft, RecordError, Records};
+use crate::records::{Draft, Kept, RecordError, Records, key};
 use crate::rollout;
 use crate::rollout::operations::Act;
 use crate::store::embedded::Embedded;
@@ -116,9 +116,8 @@ impl Desk {
         wait_s: u32,
         stop: CancellationToken,
     ) -> Result<Self, DeskError> {
-        let (entries, version) = store.list("").await?;
-        let held = Held::load(&entries);
-        let records = Records::load(entries, version)?;
+        let (records, held) = read_all(&store).await?;
+        let version = records.version();
         let (taken_up, _) = watch::channel(version);
         let started = instant();
         let now = Moment { read: Duration::ZERO, at: now() };
@@ -220,9 +219,8 @@ impl Desk {
 
     /// What is kept of changes does not reach back far enough: everything is read anew.
     async fn reload(&self, version: &mut Version) -> Result<(), DeskError> {
-        let (entries, newest) = self.inner.store.list("").await?;
-        let held = Held::load(&entries);
-        let records = Records::load(entries, newest)?;
+        let (records, held) = read_all(&self.inner.store).await?;
+        let newest = records.version();
         let mut state = self.state();
         state.board.reload(records);
         state.held = held;
@@ -380,12 +378,25 @@ impl Desk {
     ///
     /// Where the store cannot be read, or the record.
     pub async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ErrorBody> {
-        let entry = self.inner.store.get(key).await.map_err(refusal)?;
-        let parsed = entry.map(|entry| serde_json::from_slice(&entry.value)).transpose();
-        parsed.map_err(|error| {
-            error!(key, error = chain(&error), "a record could not be read");
-            unavailable("a record could not be read")
-        })
+        Ok(self.kept(key).await?.map(|kept| kept.value))
+    }
+
+    /// Likewise, with the commit that wrote it: for whoever changes it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Desk::load`].
+    pub async fn kept<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Kept<T>>, ErrorBody> {
+        let Some(entry) = self.inner.store.get(key).await.map_err(refusal)? else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(&entry.value) {
+            Ok(value) => Ok(Some(Kept { version: entry.version, value })),
+            Err(error) => {
+                error!(key, error = chain(&error), "a record could not be read");
+                Err(unavailable("a record could not be read"))
+            }
+        }
     }
 
     /// Returns the store, for what is neither read nor changed by decisions: listing, backup.
@@ -516,6 +527,20 @@ impl State {
     }
 }
 
+/// Reads all records, as of the version that they then have: what was written while they were read is told
+/// by the watch from there, and taken up once.
+async fn read_all(store: &Embedded) -> Result<(Records, Held), DeskError> {
+    let (mut all, mut version) = (Vec::new(), None);
+    // Tokens first: what is told of them by the watch is then newer than what was read.
+    for kind in Held::KEPT.into_iter().chain(key::KEPT) {
+        let (entries, at) = store.list(kind).await?;
+        all.extend(entries);
+        version.get_or_insert(at);
+    }
+    let held = Held::load(&all);
+    Ok((Records::load(all, version.unwrap_or_default())?, held))
+}
+
 pub(crate) fn refusal(error: StoreError) -> ErrorBody {
     error!(error = chain(&error), "the store could not be used");
     let hint = error.hint();
@@ -548,7 +573,6 @@ fn instant() -> Instant {
 mod tests {
     use super::*;
     use crate::driver;
-    use crate::records::key;
     use crate::rollout::operations;
     use towline_protocol::api::ReleaseRequest;
     use towline_protocol::fleet::GroupRecord;
@@ -696,6 +720,42 @@ mod tests {
         tokio::time::timeout(PATIENCE, stop.cancelled()).await.expect("it stops");
         assert!(desk.is_lost());
         assert!(release(&desk, 'a').await.is_err(), "and nobody waits in vain");
+    }
+
+    #[tokio::test]
+    async fn all_records_are_read_at_the_start_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store"), 1_790_000_000).unwrap();
+        let golden = include_str!("../../protocol/golden/records-1.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let rollout = include_str!("../../protocol/golden/rollout-1.json");
+        let rollout: serde_json::Value = serde_json::from_str(rollout).unwrap();
+        let instance = "i-0a17".parse().unwrap();
+        let mut draft = Draft::new();
+        draft.put(key::group(&web()), &golden["group"]);
+        draft.put(key::target(&web()), &golden["target"]);
+        draft.put(key::rollout(&web()), &rollout);
+        let clock = serde_json::json!({"generation": 1, "bake_ms": 1, "deadline_ms": 1});
+        draft.put(key::clock(&web()), &clock);
+        draft.put(key::floor(&web()), &serde_json::json!({"epoch": 1, "generation": 1}));
+        draft.put(key::permits(&web()), &golden["permits"]);
+        draft.put(key::permit(&web(), &instance), &golden["permit"]);
+        draft.put(key::instance(&web(), &instance), &golden["instance"]);
+        for other in ["past/web/1", "log/web/i-0a17", "once/open/a", "token/a", "agent/web/i"] {
+            draft.put(other.to_owned(), &1);
+        }
+        store.commit(draft.into_commit()).await.unwrap();
+        let (entries, version) = store.list("").await.unwrap();
+        let whole = Records::load(entries, version).unwrap();
+        let (read, held) = read_all(&store).await.unwrap();
+        assert!(held.get("token/a").is_some());
+        assert_eq!((read.epoch(), read.version()), (1_790_000_000, version));
+        assert_eq!(read.group(&web()), whole.group(&web()));
+        assert!(held.get("past/web/1").is_none());
+        let state = read.group(&web()).unwrap();
+        assert!(state.target.is_some() && state.rollout.is_some() && state.clock.is_some());
+        assert!(state.floor.is_some() && state.permits.is_some() && !state.open.is_empty());
+        assert!(!state.instances.is_empty());
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use crate::mirror::Mirror;
 
 pub mod agents;
 pub mod caller;
+pub mod claims;
 pub mod commits;
 pub mod errors;
 pub mod idempotency;
@@ -37,6 +38,7 @@ pub mod tokens;
 pub mod watch;
 
 use caller::Keys;
+use claims::Claims;
 use idempotency::UnderWay;
 use limits::{Lane, Places, Rates};
 use metrics::Requests;
@@ -61,6 +63,7 @@ struct Inner {
     places: Places,
     watchers: Arc<Semaphore>,
     rates: Rates,
+    claims: Claims,
     under_way: UnderWay,
     requests: Requests,
 }
@@ -83,6 +86,7 @@ impl Api {
             places: Places::default(),
             watchers: Arc::new(Semaphore::new(watch::WATCHERS_MAX)),
             rates: Rates::default(),
+            claims: Claims::default(),
             under_way: UnderWay::default(),
             requests: Requests::default(),
         };
@@ -115,6 +119,10 @@ impl Api {
 
     pub(crate) fn rates(&self) -> &Rates {
         &self.inner.rates
+    }
+
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.inner.claims
     }
 
     pub(crate) fn under_way(&self) -> &UnderWay {

@@ -23,7 +23,10 @@ use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Join, Joined};
 use towline_protocol::time::Timestamp;
 
+use tracing::warn;
+
 use crate::auth::error::AuthError;
+use crate::auth::held::Held;
 use crate::auth::secret::{Kind, Secret};
 use crate::auth::{self, Identity, TOKENS, TokenRecord};
 use crate::desk::Desk;
@@ -40,6 +43,8 @@ const ROOT: &str = "root";
 /// How often a note that a token was used is made again that lost a race.
 const RACES_MAX: usize = 8;
 
+/// How many tokens there may be, of agents and operators: they are kept at hand.
+const TOKENS_MAX: usize = 200_000;
 /// Keeps tokens and join secrets.
 #[derive(Debug, Clone)]
 struct Ring {
@@ -82,6 +87,7 @@ pub fn keys(desk: &Desk, open: Open) -> Keys {
         create: Arc::new(move |request, act: Act| {
             let ring = create.clone();
             async move {
+                ring.room()?;
                 let record = TokenRecord::of_operator(&request, act.at).map_err(refusal)?;
                 let secret = Secret::random(Kind::Operator).map_err(refusal)?;
                 let key = secret.token_key();
@@ -129,6 +135,17 @@ fn refusal(error: AuthError) -> ErrorBody {
     }
 }
 
+fn full() -> ErrorBody {
+    let hint = "those that were never used go by themselves; `towline join-secret GROUP` ends one that was \
+                given away";
+    ErrorBody {
+        code: Code::TooMany,
+        message: format!("could not make a token: there are {TOKENS_MAX}"),
+        hint: Some(hint.to_owned()),
+        field: None,
+    }
+}
+
 fn unavailable(error: &StoreError) -> ErrorBody {
     ErrorBody {
         code: Code::Unavailable,
@@ -165,6 +182,11 @@ fn is_this_host(host: &HeaderValue) -> bool {
 }
 
 impl Ring {
+    /// Makes sure that there is room for another token.
+    fn room(&self) -> Result<(), ErrorBody> {
+        if self.desk.held(Held::len) < TOKENS_MAX { Ok(()) } else { Err(full()) }
+    }
+
     fn kept(&self, key: &str) -> Option<Kept<()>> {
         self.desk.held(|held| held.get(key).map(|entry| Kept { version: entry.version, value: () }))
     }
@@ -239,6 +261,7 @@ impl Ring {
     }
 
     async fn join(&self, asked: &Join, act: &Act) -> Made<Joined> {
+        self.room()?;
         let store = self.desk.store();
         let get = async |key: &str| store.get(key).await.map_err(|error| unavailable(&error));
         let agent = get(&auth::agent_key(&asked.group, &asked.instance)).await?;
@@ -250,6 +273,10 @@ impl Ring {
         let who = (&asked.group, &asked.instance);
         let commit = auth::admit(&secret, who, agent.as_ref(), token.as_ref(), act.at);
         let draft = Draft::of(commit.map_err(refusal)?);
+        if token.is_some() {
+            let (group, instance) = who;
+            warn!(group = %group, instance = %instance, "it joins anew: its token was never used");
+        }
         Ok((draft, Joined { token: secret.expose().to_owned() }))
     }
 

@@ -21,8 +21,10 @@
 //!   it any longer. What it says is bounded.
 //! - An origin that is away changes no answer about what was fetched before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +41,7 @@ mod names;
 mod program;
 mod repository;
 mod said;
+mod space;
 
 pub use credential::{Credential, CredentialError, Secret};
 pub use error::MirrorError;
@@ -50,6 +53,7 @@ use names::{Name, is_plain};
 use program::Git;
 use repository::{Repository, Wanted};
 use said::{short_line, without_users};
+use space::Space;
 
 /// The variables of the coordinator's environment that git may get, where the configuration gives them.
 pub const PASSED: &[&str] = &[
@@ -74,6 +78,9 @@ const BRANCH_AGE_MAX: Duration = Duration::from_secs(30);
 /// How long one fetch may take unless the configuration says otherwise; a first clone is one.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How much space stays free unless the configuration says otherwise: 1 GiB.
+const FREE_MIB: u64 = 1024;
+
 /// How mirrors are kept.
 #[derive(Debug, Clone)]
 pub struct MirrorConfig {
@@ -83,6 +90,8 @@ pub struct MirrorConfig {
     pub git: PathBuf,
     /// How long one fetch may take; 600 s.
     pub fetch_timeout: Duration,
+    /// How much space stays free: with less nothing is fetched; 1,024 MiB.
+    pub free_mib: u64,
     /// What https origins want to see.
     pub credentials: Vec<Credential>,
     /// PEM certificates to trust instead of the system's.
@@ -101,6 +110,7 @@ impl MirrorConfig {
             dir,
             git: PathBuf::from("git"),
             fetch_timeout: FETCH_TIMEOUT,
+            free_mib: FREE_MIB,
             credentials: Vec::new(),
             ca_file: None,
             environment: Vec::new(),
@@ -116,7 +126,7 @@ impl MirrorConfig {
 #[derive(Debug)]
 pub struct Mirror {
     git: Arc<Git>,
-    dir: PathBuf,
+    space: Space,
     allow_file: bool,
     repositories: Mutex<BTreeMap<String, Arc<Repository>>>,
 }
@@ -134,8 +144,9 @@ impl Mirror {
             MirrorError::Disk { dir: config.dir.clone(), source: Said::of(&error) }
         })?;
         let git = Arc::new(Git::new(&config));
-        let (dir, allow_file) = (config.dir, config.allow_file);
-        Ok(Mirror { git, dir, allow_file, repositories: Mutex::default() })
+        let space = Space { dir: config.dir, free_mib: config.free_mib };
+        let allow_file = config.allow_file;
+        Ok(Mirror { git, space, allow_file, repositories: Mutex::default() })
     }
 
     /// Makes sure that git is there and new enough. Every other call does so too; this one is for a
@@ -287,6 +298,54 @@ impl Mirror {
         repository.map(|own| own.remembered(revisions, target)).unwrap_or_default()
     }
 
+    /// Removes the clones of all repositories but these, save those that somebody is at. Returns how many
+    /// there were. It waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be read, or something in it cannot be removed.
+    pub fn keep_only(&self, named: &BTreeSet<String>) -> Result<usize, MirrorError> {
+        let gone = self.put_aside(named);
+        let removed = gone.and_then(|gone| {
+            gone.iter().try_for_each(fs::remove_dir_all)?;
+            Ok(gone.len())
+        });
+        removed.map_err(|error| MirrorError::Disk {
+            dir: self.space.dir.clone(),
+            source: Said::of(&error),
+        })
+    }
+
+    /// Puts aside what is to be removed, while nobody can begin to use it.
+    fn put_aside(&self, named: &BTreeSet<String>) -> io::Result<Vec<PathBuf>> {
+        let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
+        repositories.retain(|url, own| named.contains(url) || is_in_use(own));
+        let kept = named.iter().chain(repositories.keys()).map(|url| repository::name_of(url));
+        let kept: BTreeSet<String> = kept.collect();
+        let mut gone = Vec::new();
+        for entry in fs::read_dir(&self.space.dir)? {
+            let path = entry?.path();
+            let part = |part: Option<&OsStr>| part.and_then(OsStr::to_str).map(str::to_owned);
+            let (Some(name), Some(end)) = (part(path.file_stem()), part(path.extension())) else {
+                continue;
+            };
+            if kept.contains(&name) || !repository::ENDS.contains(&end.as_str()) {
+                continue;
+            }
+            if end == repository::GONE {
+                gone.push(path);
+                continue;
+            }
+            // Of one name there may be several. What a removal left that was cut off goes first.
+            let aside = self.space.dir.join(format!("{name}-{end}.{}", repository::GONE));
+            if !aside.exists() {
+                fs::rename(&path, &aside)?;
+                gone.push(aside);
+            }
+        }
+        Ok(gone)
+    }
+
     fn repository(&self, url: &str) -> Result<Arc<Repository>, MirrorError> {
         // Groups' addresses were checked when they were set; this holds also where they were not.
         let is_plain = url.chars().all(|c| c.is_ascii_graphic()) && url.len() <= 4096;
@@ -300,9 +359,14 @@ impl Mirror {
         let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
         let repository = repositories
             .entry(url.to_owned())
-            .or_insert_with(|| Arc::new(Repository::new(self.git.clone(), &self.dir, url)));
+            .or_insert_with(|| Arc::new(Repository::new(self.git.clone(), &self.space, url)));
         Ok(repository.clone())
     }
+}
+
+/// Has somebody a hand on it, or a child that was left?
+fn is_in_use(repository: &Arc<Repository>) -> bool {
+    Arc::strong_count(repository) > 1 || repository.is_written()
 }
 
 #[cfg(test)]
@@ -1058,5 +1122,63 @@ mod tests {
         let error = world.mirror.check().await.unwrap_err();
         assert!(matches!(error, MirrorError::TooOld { .. }), "{error}");
         assert!(!error.is_temporary() && error.to_string().contains("2.20.1"));
+    }
+
+    #[tokio::test]
+    async fn clones_that_no_group_names_are_removed_and_none_that_somebody_is_at() {
+        let world = World::new();
+        let first = world.commit("refs/heads/main", "first", &[]);
+        world.refresh().await.unwrap();
+        fs::create_dir(world.path("mirror").join("notes")).unwrap();
+        let entries = || fs::read_dir(world.path("mirror")).unwrap().count();
+        let (named, none) = (BTreeSet::from([world.url.clone()]), BTreeSet::new());
+        assert_eq!(world.mirror.keep_only(&named).unwrap(), 0);
+        assert_eq!(world.mirror.commit(&world.url, &first).await.unwrap().subject, "first");
+        let at_it = world.mirror.repository(&world.url).unwrap();
+        assert_eq!(world.mirror.keep_only(&none).unwrap(), 0, "somebody is at it");
+        drop(at_it);
+        assert_eq!((world.mirror.keep_only(&none).unwrap(), entries()), (1, 1));
+        let error = world.mirror.commit(&world.url, &first).await.unwrap_err();
+        assert!(matches!(error, MirrorError::Empty { .. }), "{error}");
+        assert_eq!(world.resolve("main").await.unwrap().revision, first, "it is cloned anew");
+        // One of an earlier run, and what a removal left that was cut off.
+        for left in ["0123456789abcdef.git", "0123456789abcdef-git.gone"] {
+            fs::create_dir(world.path("mirror").join(left)).unwrap();
+        }
+        assert_eq!(world.mirror.keep_only(&named).unwrap(), 1);
+        assert_eq!(world.mirror.keep_only(&named).unwrap(), 1, "one after the other");
+        assert_eq!(entries(), 2, "the clone, and what is none of ours");
+    }
+
+    #[tokio::test]
+    async fn a_clone_on_its_way_is_not_removed() {
+        let world = World::with(|config| hanging(config, Duration::from_secs(600)));
+        world.commit("refs/heads/main", "first", &[]);
+        let begun = async {
+            while !world.path("pids").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            world.mirror.keep_only(&BTreeSet::new()).unwrap()
+        };
+        tokio::select! {
+            ended = world.refresh() => panic!("it hangs: {ended:?}"),
+            removed = begun => assert_eq!(removed, 0),
+        }
+        assert_ended(&world.path("pids")).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_fetched_where_there_is_too_little_room() {
+        let world = World::with(|config| config.free_mib = u64::MAX);
+        world.commit("refs/heads/main", "first", &[]);
+        let error = world.refresh().await.unwrap_err();
+        assert!(matches!(error, MirrorError::Full { .. }) && error.is_temporary(), "{error}");
+        assert!(error.to_string().contains("mirror.free_mib"), "{error}");
+        assert!(error.hint().unwrap().contains("free some space"));
+        let error = world.resolve("main").await.unwrap_err();
+        assert!(!error.is_about_name(), "the name is not to blame: {error}");
+        let space = Space { dir: world.path("mirror"), free_mib: u64::MAX };
+        let ended = tokio::time::timeout(Duration::from_secs(60), space.used_up()).await;
+        assert!(matches!(ended.unwrap(), MirrorError::Full { .. }), "nor is it gone on with");
     }
 }

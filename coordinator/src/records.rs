@@ -30,6 +30,20 @@ pub mod key {
     /// The store's epoch.
     pub const EPOCH: &str = "epoch";
 
+    /// What the records' keys begin with. All else in the store is read where it is asked for: it is as much
+    /// as was, and not as much as is.
+    pub const KEPT: [&str; 9] = [
+        EPOCH,
+        "group/",
+        "target/",
+        "rollout/",
+        "clock/",
+        "floor/",
+        "permits/",
+        "permit/",
+        "instance/",
+    ];
+
     /// A group.
     #[must_use]
     pub fn group(group: &Group) -> String {
@@ -282,6 +296,11 @@ impl Records {
     /// Returns all groups that exist.
     pub fn groups(&self) -> impl Iterator<Item = &GroupState> {
         self.groups.values().filter(|state| state.record.is_some())
+    }
+
+    /// Returns what is left of groups that do not exist.
+    pub fn removed(&self) -> impl Iterator<Item = &GroupState> {
+        self.groups.values().filter(|state| state.record.is_none())
     }
 
     /// Returns the store's epoch.

@@ -186,6 +186,7 @@ fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {
     let mut mirror = MirrorConfig::new(config.data.join("mirrors"));
     mirror.git.clone_from(&config.mirror.git);
     mirror.fetch_timeout = config.mirror.fetch();
+    mirror.free_mib = config.mirror.free_mib;
     mirror.ca_file.clone_from(&config.mirror.ca_file);
     mirror.environment.clone_from(&config.environment);
     for (host, path) in &config.mirror.credentials {

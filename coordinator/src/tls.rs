@@ -77,8 +77,13 @@ impl TlsError {
 #[derive(Debug)]
 pub struct Shown {
     files: Tls,
+    /// What the files were like just before they were first read.
+    first: Stamp,
     key: RwLock<Arc<CertifiedKey>>,
 }
+
+/// When the two files were written, and how long they are.
+type Stamp = [Option<(SystemTime, u64)>; 2];
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -93,8 +98,9 @@ impl Shown {
     ///
     /// See [`TlsError`].
     pub fn read(files: &Tls) -> Result<Arc<Self>, TlsError> {
+        let first = stamp_of(files);
         let key = RwLock::new(Arc::new(read(files)?));
-        Ok(Arc::new(Self { files: files.clone(), key }))
+        Ok(Arc::new(Self { files: files.clone(), first, key }))
     }
 
     /// Reads the files once more, whatever they are like now.
@@ -125,14 +131,14 @@ impl Shown {
 
     /// Reads the files again whenever they have changed, until told to stop.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
-        let mut seen = self.stamp();
+        let mut seen = self.first;
         let mut every = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = every.tick() => {}
             }
-            let now = self.stamp();
+            let now = stamp_of(&self.files);
             if now == seen {
                 continue;
             }
@@ -149,10 +155,10 @@ impl Shown {
             }
         }
     }
+}
 
-    fn stamp(&self) -> [Option<(SystemTime, u64)>; 2] {
-        [stamp(&self.files.certificate), stamp(&self.files.key)]
-    }
+fn stamp_of(files: &Tls) -> Stamp {
+    [stamp(&files.certificate), stamp(&files.key)]
 }
 
 fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
@@ -213,5 +219,26 @@ mod tests {
         fs::remove_file(&files.certificate).unwrap();
         let error = shown.reload().unwrap_err();
         assert!(matches!(error, TlsError::Read { what: "certificate", .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_was_renewed_before_anybody_followed_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, other) = (write(dir.path(), "a"), write(dir.path(), "b"));
+        let shown = Shown::read(&files).unwrap();
+        let leaf = |shown: &Shown| shown.key.read().unwrap().cert[0].clone();
+        let first = leaf(&shown);
+        fs::copy(&other.certificate, &files.certificate).unwrap();
+        fs::copy(&other.key, &files.key).unwrap();
+        let stop = CancellationToken::new();
+        let follows = tokio::spawn(Arc::clone(&shown).follow(stop.clone()));
+        let is_read = async {
+            while leaf(&shown) == first {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), is_read).await.expect("at the first look");
+        stop.cancel();
+        follows.await.unwrap();
     }
 }

@@ -14,6 +14,13 @@ pub const VERSION: u32 = 1;
 /// How many group-proven revisions are remembered.
 pub const PROVEN_MAX: usize = 50;
 
+/// How many commits a group's quarantine holds: what is in it is never lifted by itself, so that a group whose
+/// quarantine is full releases nothing until an operator lifts some.
+pub const QUARANTINE_MAX: usize = 500;
+
+/// How many of those its targets name, the newest: older ones are on no instance any more.
+pub const QUARANTINE_TOLD_MAX: usize = 100;
+
 /// A group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
@@ -60,6 +67,14 @@ impl GroupRecord {
     #[must_use]
     pub fn is_quarantined(&self, revision: &Revision) -> bool {
         self.quarantine.iter().any(|quarantined| quarantined.revision == *revision)
+    }
+
+    /// Returns the revisions in quarantine that a target names.
+    #[must_use]
+    pub fn quarantine_told(&self) -> Vec<Revision> {
+        let surplus = self.quarantine.len().saturating_sub(QUARANTINE_TOLD_MAX);
+        let newest = self.quarantine[surplus..].iter();
+        newest.map(|quarantined| quarantined.revision.clone()).collect()
     }
 
     /// Is it group-proven?

@@ -154,6 +154,10 @@ fn agents_join_by_a_secret_over_tls_and_speak_for_themselves_alone() {
         host.log().contains("has a token already").then_some(())
     });
     assert_eq!(look(&cluster), before, "the first goes on");
+    let why = cluster.coordinator.must(&["why", "i-02"]);
+    assert!(why.contains("another host asked to join under this name"), "{why}");
+    assert!(why.contains("towline forget i-02 --group web"), "{why}");
+    assert!(cluster.coordinator.log().contains("another host asks to join"), "it is raised");
     cluster.hosts[1].kill();
     cluster.hosts[1].kill_app();
     cluster.coordinator.must(&["forget", "i-02", "--reason", "its disk is gone"]);

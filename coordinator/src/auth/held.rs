@@ -26,6 +26,9 @@ pub struct Held {
 }
 
 impl Held {
+    /// The prefixes of what it takes.
+    pub const KEPT: [&str; 2] = [TOKENS, JOINS];
+
     /// Takes what is of tokens from all that is stored.
     #[must_use]
     pub fn load(entries: &[Entry]) -> Self {
@@ -39,6 +42,9 @@ impl Held {
     /// Takes up a change of the store.
     pub fn apply(&mut self, change: &Change) {
         if !is_of_tokens(&change.key) {
+            return;
+        }
+        if self.get(&change.key).is_some_and(|entry| entry.version >= change.version) {
             return;
         }
         if let Some(hash) = self.entries.remove(&change.key).as_ref().and_then(join_hash) {
@@ -72,6 +78,12 @@ impl Held {
         self.entries.get(key)
     }
 
+    /// Returns how many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Returns all whose keys begin with `prefix`.
     pub fn below(&self, prefix: &str) -> impl Iterator<Item = &Entry> {
         let from = self.entries.range(prefix.to_owned()..);
@@ -80,7 +92,7 @@ impl Held {
 }
 
 fn is_of_tokens(key: &str) -> bool {
-    [TOKENS, JOINS].iter().any(|prefix| key.starts_with(prefix))
+    Held::KEPT.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// The hash of a join secret; `None`: it is none, or cannot be read, so that it lets nobody in.

@@ -8,15 +8,16 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use towline_protocol::api::Code;
+use towline_protocol::api::{Code, ErrorBody};
 use towline_protocol::poll::{Goodbye, Join, Joined, Message, Permission, Poll, Question};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Api;
 use super::caller::Caller;
 use super::errors::Refused;
 use super::input::Told;
 use crate::rollout::operations::unknown_group;
+use crate::rollout::reports;
 use crate::views::told;
 
 /// The longest name of an answer that a poll may carry: it is kept while the poll is parked.
@@ -40,17 +41,33 @@ async fn join(
     Told(join): Told<Join>,
 ) -> Result<Json<Joined>, Refused> {
     caller.may_join(&join.group)?;
-    if !api.desk().read(|records| records.group(&join.group).is_some()) {
-        return Err(unknown_group(&join.group).into());
-    }
+    api.rates().take_join(&caller, &join.instance)?;
+    api.desk().read(|records| {
+        let state = records.group(&join.group).ok_or_else(|| unknown_group(&join.group))?;
+        reports::has_room(state, &join.instance)
+    })?;
     for _ in 0..RACES_MAX {
-        let (draft, joined) = (api.keys().join)(join.clone(), api.act(&caller)).await?;
+        let asked = (api.keys().join)(join.clone(), api.act(&caller)).await;
+        let (draft, joined) = asked.inspect_err(|refused| claimed(&api, &join, refused))?;
         if api.desk().save(draft).await? {
+            api.claims().settle(&join.group, &join.instance);
             info!(group = %join.group, instance = %join.instance, "joined");
             return Ok(Json(joined));
         }
     }
     Err(Refused::new(Code::Unavailable, "the records change too fast"))
+}
+
+/// Raises that somebody asked for a name that another has.
+fn claimed(api: &Api, join: &Join, refused: &ErrorBody) {
+    let Join { group, instance, .. } = join;
+    if refused.code == Code::Conflict && api.claims().note(group, instance, api.desk().now()) {
+        warn!(
+            group = %group,
+            instance = %instance,
+            "another host asks to join under the name of an instance that is there, and is refused"
+        );
+    }
 }
 
 async fn poll(

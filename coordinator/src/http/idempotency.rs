@@ -193,6 +193,7 @@ impl Api {
         if let Some(answer) = self.earlier(change).await? {
             return Ok(answer);
         }
+        self.rates().may_change(&change.caller)?;
         let (by, reason) = (change.caller.by(), reason.map(|reason| told::line(&reason)));
         let desk = self.desk();
         let decide = |records: &Records, attendance: &Attendance, now, act: &Act| {
@@ -204,6 +205,7 @@ impl Api {
             Ok(answer) => answer,
             Err(error) => return self.unless_made(change, error.into()).await,
         };
+        self.rates().changed(&change.caller);
         info!(group = %group, by, what = change.what, reason, "changed");
         Ok(answer)
     }
@@ -220,6 +222,7 @@ impl Api {
         if let Some(answer) = self.earlier(change).await? {
             return Ok(answer);
         }
+        self.rates().may_change(&change.caller)?;
         for _ in 0..RACES_MAX {
             let act = self.act(&change.caller);
             let at = act.at;
@@ -230,6 +233,7 @@ impl Api {
             let answer = Answer::of(&made);
             change.note(&mut draft, at, &answer, is_secret);
             if self.desk().save(draft).await? {
+                self.rates().changed(&change.caller);
                 info!(by = change.caller.by(), what = change.what, "changed");
                 return Ok(answer);
             }
@@ -257,15 +261,23 @@ impl Api {
     /// Returns the answer of an earlier request with the same key.
     pub(crate) async fn earlier<T>(&self, change: &Change<T>) -> Result<Option<Answer>, Refused> {
         let desk = self.desk();
-        let Some(once) = desk.load::<Once>(&change.key).await? else { return Ok(None) };
-        if desk.now().since(once.at) < KEPT {
-            return once.again(&change.hash).map(Some);
+        while let Some(kept) = desk.kept::<Once>(&change.key).await? {
+            if desk.now().since(kept.value.at) < KEPT {
+                return kept.value.again(&change.hash).map(Some);
+            }
+            // Whoever was faster may have used it anew: then it is looked at once more.
+            drop_old(desk, &change.key, &kept).await?;
         }
-        let mut draft = Draft::new();
-        draft.delete(change.key.clone());
-        desk.save(draft).await?;
         Ok(None)
     }
+}
+
+/// Removes a key whose time is over, provided that nobody has used it since.
+async fn drop_old(desk: &Desk, key: &str, kept: &Kept<Once>) -> Result<bool, ErrorBody> {
+    let mut draft = Draft::new();
+    draft.on(key.to_owned(), Some(kept));
+    draft.delete(key.to_owned());
+    desk.save(draft).await
 }
 
 impl<T> Change<T> {
@@ -323,5 +335,28 @@ mod tests {
         assert!(under_way.hold("once/open/b").is_ok(), "another key is free");
         drop(first);
         assert!(under_way.hold("once/open/a").is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_old_key_that_was_used_anew_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let path = dir.path().join("store");
+        let store = crate::store::embedded::Embedded::open(&path, 1_790_000_000).unwrap();
+        let desk = Desk::open(store, 1, stop.clone()).await.unwrap();
+        let (key, at) = ("once/open/a", Timestamp(1));
+        let put = async |hash: &str| {
+            let once = Once { at, hash: hash.to_owned(), answer: None, is_secret: false };
+            let mut draft = Draft::new();
+            draft.put(key.to_owned(), &once);
+            assert!(desk.save(draft).await.unwrap());
+            desk.kept::<Once>(key).await.unwrap().unwrap()
+        };
+        let old = put("old").await;
+        let fresh = put("fresh").await;
+        assert!(!drop_old(&desk, key, &old).await.unwrap(), "somebody was faster");
+        assert_eq!(desk.load::<Once>(key).await.unwrap(), Some(fresh.value.clone()));
+        assert!(drop_old(&desk, key, &fresh).await.unwrap());
+        stop.cancel();
     }
 }

@@ -77,6 +77,8 @@ fn desk(api: &Api, registry: &mut Registry) {
     registry.register("store_commits", "Commits", commits);
     let conflicts = ConstCounter::new(conflicts);
     registry.register("store_conflicts", "Commits that lost a race", conflicts);
+    let claims = ConstCounter::new(api.claims().count());
+    registry.register("claims_refused", "Joins under a name that another has", claims);
     let polls = Gauge::<i64>::default();
     polls.set(i64::try_from(parked).unwrap_or(i64::MAX));
     registry.register("polls_parked", "Polls that wait for news", polls);

@@ -12,7 +12,6 @@ use serde::Deserialize;
 use towline_protocol::api::{
     Because, Code, CommitView, ErrorBody, ReleaseRequest, RollbackRequest, RolloutView,
 };
-use towline_protocol::fleet::GroupRecord;
 use towline_protocol::ids::{Group, Instance, Revision};
 use towline_protocol::policy::Policy;
 use towline_protocol::rollout::Rollout;
@@ -22,8 +21,9 @@ use super::errors::Refused;
 use super::idempotency::{Answer, Change};
 use super::input::{Asked, At};
 use super::reads;
+use crate::auth;
 use crate::fleet::Attendance;
-use crate::records::{Draft, GroupState, key};
+use crate::records::{Draft, GroupState, Records, key};
 use crate::rollout::operations::{
     self, Act, ToInstance, conflict, unknown_group, unknown_instance,
 };
@@ -35,9 +35,6 @@ const MEMBERS_MAX: usize = 100;
 
 /// How many groups there may be.
 const GROUPS_MAX: usize = 10_000;
-
-/// How many who have left are dropped in one commit.
-const DROPPED_MAX: usize = 40;
 
 /// A request that says nothing.
 #[derive(Debug, Deserialize)]
@@ -166,29 +163,18 @@ async fn set(
 ) -> Result<Answer, Refused> {
     asked.end()?;
     let name: Group = at.get("group")?;
-    let policy = change.value.clone().check();
-    let policy =
-        policy.map_err(|error| Refused::of_field(error.field.clone(), error.to_string()))?;
     api.once(&change, &name, None, |records, _, _, _| {
         let known = records.group(&name);
         if known.is_none() && records.groups().count() >= GROUPS_MAX {
             return Err(conflict(format!("there are {GROUPS_MAX} groups already"), None));
         }
-        let kept = known.and_then(|state| state.record.as_ref());
-        let record = match kept {
-            Some(kept) => GroupRecord { policy: policy.clone(), ..kept.value.clone() },
-            None => GroupRecord::new(name.clone(), policy.clone()),
-        };
-        let mut draft = Draft::new();
-        draft.on(key::group(&name), kept);
-        draft.put(key::group(&name), &record);
+        let draft = operations::set_group(records.remains(&name), &name, change.value.clone())?;
         Ok((draft, Answer::Done))
     })
     .await
 }
 
-/// Removes a group in which nobody is. Its target stays: should the group come again, its generations go
-/// on from there, as its agents would expect.
+/// Removes a group in which nobody is. What has gone from it goes first, as much at a time as a commit holds.
 async fn remove(
     State(api): State<Api>,
     at: At,
@@ -197,46 +183,36 @@ async fn remove(
 ) -> Result<Answer, Refused> {
     asked.end()?;
     let name: Group = at.get("group")?;
-    while drop_gone(&api, &name).await? {}
-    api.decide(&change, &name, None, |on| {
-        let members = on.state.members().count();
-        if members > 0 {
-            let has = told::number(members, "instance", "instances");
-            let message = format!("could not remove {name}: it has {has}");
-            let hint = "stop their agents, or `towline forget INSTANCE` each that is gone for good";
-            return Err(conflict(message, hint.to_owned()));
+    if let Some(answer) = api.earlier(&change).await? {
+        return Ok(answer);
+    }
+    while let Some(draft) = rest(&api, &name)? {
+        api.desk().save(draft).await?;
+    }
+    let answer = api.decide(&change, &name, None, |on| {
+        let removal = operations::remove_group(on.state)?;
+        if !removal.is_last {
+            return Err(conflict(format!("{name} changes too fast"), "try again".to_owned()));
         }
-        let mut draft = Draft::new();
-        draft.on(key::group(&name), on.state.record.as_ref());
-        draft.on(key::permits(&name), on.state.permits.as_ref());
-        draft.delete(key::group(&name));
-        draft.delete(key::rollout(&name));
-        draft.delete(key::clock(&name));
-        draft.delete(key::permits(&name));
-        draft.delete(format!("join/{name}"));
-        for instance in on.state.open.keys() {
-            draft.delete(key::permit(&name, instance));
-        }
+        let mut draft = removal.draft;
+        draft.delete(auth::join_key(&name));
         Ok((draft, Answer::Done))
-    })
-    .await
+    });
+    let answer = answer.await?;
+    let orphans = |records: &Records| records.remains(&name).map(reports::orphans);
+    for draft in api.desk().read(orphans).into_iter().flatten() {
+        api.desk().save(draft).await?;
+    }
+    Ok(answer)
 }
 
-/// Drops some of those who have left a group in which nobody is. Returns whether there were any.
-async fn drop_gone(api: &Api, name: &Group) -> Result<bool, Refused> {
-    let draft = api.desk().read(|records| {
-        let state = records.group(name).filter(|state| state.members().next().is_none())?;
-        let mut draft = Draft::new();
-        for (instance, kept) in state.instances.iter().take(DROPPED_MAX) {
-            draft.on(key::instance(name, instance), Some(kept));
-            draft.delete(key::instance(name, instance));
-        }
-        Some(draft).filter(|draft| !draft.is_empty())
-    });
-    match draft {
-        Some(draft) => Ok(api.desk().save(draft).await?),
-        None => Ok(false),
-    }
+/// What is to be removed of a group before the group itself; `None`: nothing any more.
+fn rest(api: &Api, name: &Group) -> Result<Option<Draft>, ErrorBody> {
+    api.desk().read(|records| {
+        let state = records.group(name).ok_or_else(|| unknown_group(name))?;
+        let removal = operations::remove_group(state)?;
+        Ok(Some(removal.draft).filter(|_| !removal.is_last))
+    })
 }
 
 async fn release(

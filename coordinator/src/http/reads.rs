@@ -197,7 +197,15 @@ async fn instance_why(
 ) -> Result<Json<WhyView>, Refused> {
     asked.end()?;
     let (group, instance) = (at.get("group")?, at.get("instance")?);
-    api.look(&group, &BTreeMap::new(), |look| why::instance(look, &instance)).map(Json)
+    let claimed = api.claims().of(&group, &instance, api.desk().now());
+    api.look(&group, &BTreeMap::new(), |look| {
+        let mut view = why::instance(look, &instance)?;
+        if let Some(ago) = claimed {
+            why::claimed(&mut view, &group, &instance, ago);
+        }
+        Ok(view)
+    })
+    .map(Json)
 }
 
 async fn one_plan(

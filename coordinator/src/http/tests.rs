@@ -93,6 +93,9 @@ fn keys() -> Keys {
             Box::pin(async move { Ok(caller) })
         }),
         join: Arc::new(|join, _| {
+            if join.instance.as_str() == "i-taken" {
+                return refuse(Code::Conflict);
+            }
             let mut draft = Draft::new();
             draft.put(format!("token/of-{}", join.instance), &1);
             Box::pin(async move { Ok((draft, Joined { token: "tla_secret".to_owned() })) })

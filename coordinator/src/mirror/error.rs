@@ -27,6 +27,19 @@ pub enum MirrorError {
         /// What the operating system said, or git's words for it.
         source: Said,
     },
+    /// There is too little room to fetch anything.
+    #[error(
+        "could not fetch: {} has {found_mib} MiB free, and {free_mib} stay free (mirror.free_mib)",
+        dir.display()
+    )]
+    Full {
+        /// The directory of all mirrors.
+        dir: PathBuf,
+        /// What is free.
+        found_mib: u64,
+        /// What stays free.
+        free_mib: u64,
+    },
     /// Git could not be started.
     #[error("could not run {}", program.display())]
     Start {
@@ -140,6 +153,7 @@ impl MirrorError {
                 matches!(trouble, Trouble::Unreachable | Trouble::NotFound)
             }
             MirrorError::Disk { .. }
+            | MirrorError::Full { .. }
             | MirrorError::TimedOut { .. }
             | MirrorError::Empty { .. }
             | MirrorError::Broken { .. }
@@ -173,6 +187,9 @@ impl MirrorError {
         let hint = match self {
             MirrorError::Address { .. } => {
                 "use https://host/path, ssh://host/path or user@host:path".to_owned()
+            }
+            MirrorError::Full { .. } => {
+                "free some space on the coordinator's disk, or lower mirror.free_mib".to_owned()
             }
             MirrorError::Disk { .. } => "check its owner, its mount and its space".to_owned(),
             MirrorError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {

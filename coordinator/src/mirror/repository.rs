@@ -4,6 +4,7 @@
 //!   <dir>/<hash>.git    the clone that answers: always one that was fetched whole
 //!   <dir>/<hash>.new    a clone on its way; takes the other's place when it is complete
 //!   <dir>/<hash>.old    what was broken, on its way out
+//!   <dir>/<hash>-….gone what no group names any more, likewise
 //! ```
 //!
 //! Invariants
@@ -30,6 +31,13 @@ use super::error::MirrorError;
 use super::history::Known;
 use super::program::{Answer, Call, Git};
 use super::said::{Said, is_about_clone, is_about_space, is_unsound, trouble, without_users};
+use super::space::Space;
+
+/// What the names of clones end in, with those that are on their way out.
+pub(super) const ENDS: [&str; 4] = ["git", "new", "old", GONE];
+
+/// What the name of a clone ends in that no group names any more.
+pub(super) const GONE: &str = "gone";
 
 /// The refs that are fetched, each to its own name. Never `refs/replace`, and nothing but these.
 const REFS: [&str; 2] = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
@@ -80,6 +88,7 @@ pub(super) struct Repository {
     git: Arc<Git>,
     url: String,
     live: PathBuf,
+    space: Space,
     writer: Arc<AsyncMutex<()>>,
     last: Mutex<Option<Last>>,
     access: RwLock<()>,
@@ -88,13 +97,12 @@ pub(super) struct Repository {
 }
 
 impl Repository {
-    pub(super) fn new(git: Arc<Git>, dir: &Path, url: &str) -> Repository {
-        let digest = Sha256::digest(url.as_bytes());
-        let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    pub(super) fn new(git: Arc<Git>, space: &Space, url: &str) -> Repository {
         Repository {
             git,
             url: url.to_owned(),
-            live: dir.join(format!("{name}.git")),
+            live: space.dir.join(format!("{}.git", name_of(url))),
+            space: space.clone(),
             writer: Arc::default(),
             last: Mutex::default(),
             access: RwLock::default(),
@@ -106,6 +114,11 @@ impl Repository {
     /// Returns the address as it may be shown.
     pub(super) fn shown(&self) -> String {
         without_users(&self.url)
+    }
+
+    /// Does somebody write to it?
+    pub(super) fn is_written(&self) -> bool {
+        self.writer.try_lock().is_err()
     }
 
     /// Is there a clone to ask?
@@ -210,7 +223,12 @@ impl Repository {
             &self.url,
         ];
         arguments.extend(REFS);
-        let answer = self.call("fetch", dir, arguments, Some(held)).await?;
+        self.space.check().await?;
+        let answer = tokio::select! {
+            answer = self.call("fetch", dir, arguments, Some(held)) => answer?,
+            // The child is ended; what it leaves is removed by the next one.
+            error = self.space.used_up() => return Err(error),
+        };
         if answer.code == Some(0) {
             return Ok(());
         }
@@ -333,6 +351,12 @@ impl Repository {
         done.unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|error| MirrorError::Disk { dir: self.live.clone(), source: Said::of(&error) })
     }
+}
+
+/// Returns the name of a repository's clones, without their ends.
+pub(super) fn name_of(url: &str) -> String {
+    let digest = Sha256::digest(url.as_bytes());
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes a directory, if there is one.

@@ -16,7 +16,7 @@
 use std::collections::BTreeSet;
 
 use towline_protocol::api::{Code, ErrorBody, ReleaseRequest};
-use towline_protocol::fleet::{GroupRecord, Quarantined, TargetRecord};
+use towline_protocol::fleet::{GroupRecord, QUARANTINE_MAX, Quarantined, TargetRecord};
 use towline_protocol::ids::{Instance, Order, Revision};
 use towline_protocol::rollout::{Kind, Rollout, State, VERSION};
 use towline_protocol::target::{self, Target};
@@ -102,7 +102,6 @@ fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> R
     // by them, and no two of one store have the same.
     let order =
         Order { epoch: act.epoch.max(last.epoch), generation: last.generation.saturating_add(1) };
-    let quarantine = record.quarantine.iter();
     let target = Target {
         version: target::VERSION,
         group: state.group.clone(),
@@ -110,7 +109,7 @@ fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> R
         revision: next.revision.clone(),
         not: next.not,
         fallback: next.fallback,
-        quarantine: quarantine.map(|quarantined| quarantined.revision.clone()).collect(),
+        quarantine: record.quarantine_told(),
         restart: next.restart,
     };
     let is_proven = match &next.revision {
@@ -231,6 +230,20 @@ fn aim(
         let hint = format!(
             "release the commit that mends it; or `towline quarantine lift {group} {}`",
             revision.short()
+        );
+        return Err(conflict(message, hint));
+    }
+    if let Some(oldest) = record.value.quarantine.first()
+        && record.value.quarantine.len() >= QUARANTINE_MAX
+    {
+        // Should it fail, there must be room for it. Nothing is lifted unasked: it could be released again.
+        let message = format!(
+            "could not release {}: the quarantine of {group} is full, with {QUARANTINE_MAX} commits",
+            revision.short()
+        );
+        let hint = format!(
+            "`towline quarantine lift {group} {}` lifts the oldest",
+            oldest.revision.short()
         );
         return Err(conflict(message, hint));
     }

@@ -8,12 +8,14 @@
 
 use std::time::Duration;
 
+use towline_protocol::api::ErrorBody;
 use towline_protocol::fleet::{BootFailure, GroupRecord, InstanceRecord, Quarantined, VERSION};
 use towline_protocol::ids::Instance;
 use towline_protocol::poll::{FailureLog, Message};
 use towline_protocol::report::{Health, Report};
 use towline_protocol::time::Timestamp;
 
+use super::operations::conflict;
 use super::permits::close;
 use crate::records::{Draft, GroupState, Kept, key};
 
@@ -22,6 +24,26 @@ const BOOT_FAILURES_MAX: usize = 64;
 
 /// For how long it is remembered that an instance has left: no message is on its way for longer.
 pub const GONE_KEPT: Duration = Duration::from_secs(3600);
+
+/// How many instances a group may have, with those who left within the last hour.
+pub const INSTANCES_MAX: usize = 50_000;
+
+/// Makes sure that a group has room for an instance.
+///
+/// # Errors
+///
+/// It is a new one, and there are [`INSTANCES_MAX`] already.
+pub fn has_room(state: &GroupState, instance: &Instance) -> Result<(), ErrorBody> {
+    if state.instances.len() < INSTANCES_MAX || state.instances.contains_key(instance) {
+        return Ok(());
+    }
+    let group = &state.group;
+    let message =
+        format!("could not let {instance} join {group}: it has {INSTANCES_MAX} instances");
+    let hint =
+        "`towline forget INSTANCE` those that are gone for good, or let it join another group";
+    Err(conflict(message, hint.to_owned()))
+}
 
 /// A failure's log as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -58,6 +80,13 @@ pub fn newcomer(
     }
 }
 
+/// Whoever was not there joins a group that still exists.
+fn joins(state: &GroupState, instance: &Instance, draft: &mut Draft) {
+    if state.member(instance).is_none() {
+        draft.on(key::group(&state.group), state.record.as_ref());
+    }
+}
+
 /// Takes up a poll: whoever is not known joins; the time of the last sign of life is kept coarsely.
 ///
 /// Returns `None` where nothing is to be stored.
@@ -82,6 +111,7 @@ pub fn polled(
         old => newcomer(state, instance, old.map_or(0, |old| old.seq), at),
     };
     let mut draft = Draft::new();
+    joins(state, instance, &mut draft);
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
     Some(draft)
@@ -115,6 +145,7 @@ pub fn report(state: &GroupState, message: &Message, at: Timestamp) -> Option<Dr
     record.seen = at;
     record.note.clone_from(&message.note);
     let mut draft = Draft::new();
+    joins(state, instance, &mut draft);
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
     // One that is given meanwhile may be one that this report closes.
@@ -200,6 +231,7 @@ pub fn left(
     if !is_news {
         return None;
     }
+    has_room(state, instance).ok()?;
     let old = old.cloned().unwrap_or_else(|| newcomer(state, instance, 0, at));
     let record = InstanceRecord {
         gone: old.gone.or(Some(at)),
@@ -210,6 +242,7 @@ pub fn left(
         ..old
     };
     let mut draft = Draft::new();
+    joins(state, instance, &mut draft);
     draft.on(key::instance(&state.group, instance), kept);
     draft.put(key::instance(&state.group, instance), &record);
     draft.delete(key::log(&state.group, instance));
@@ -231,6 +264,27 @@ pub fn forgotten(state: &GroupState, at: Timestamp) -> Vec<Draft> {
             drafts.push(Draft::new());
         }
         if let Some(draft) = drafts.last_mut() {
+            forget(state, instance, kept, draft);
+        }
+    }
+    drafts.retain(|draft| !draft.is_empty());
+    drafts
+}
+
+/// Returns what removes the records of those who joined a group at the very moment at which it was removed:
+/// whoever lives polls, and joins it again once it is made anew.
+#[must_use]
+pub fn orphans(state: &GroupState) -> Vec<Draft> {
+    let mut drafts = vec![Draft::new()];
+    if state.record.is_some() {
+        return Vec::new();
+    }
+    for (instance, kept) in &state.instances {
+        if !drafts.last().is_some_and(|draft| draft.has_room(5)) {
+            drafts.push(Draft::new());
+        }
+        if let Some(draft) = drafts.last_mut() {
+            draft.on(key::group(&state.group), state.record.as_ref());
             forget(state, instance, kept, draft);
         }
     }

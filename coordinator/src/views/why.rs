@@ -9,9 +9,11 @@
 //!
 //! PURE.
 
+use std::time::Duration;
+
 use towline_protocol::api::{ErrorBody, InstanceView, Status, WhyView};
 use towline_protocol::fleet::InstanceRecord;
-use towline_protocol::ids::Instance;
+use towline_protocol::ids::{Group, Instance};
 use towline_protocol::report::Health;
 use towline_protocol::rollout::{Kind, Rollout, State};
 
@@ -72,6 +74,19 @@ pub fn instance(look: &Look<'_>, instance: &Instance) -> Result<WhyView, ErrorBo
     trouble(look, record, &view, &mut story);
     place::explain(look, record, &mut story);
     Ok(story.told(subject, summary(look, record, &view)))
+}
+
+/// Adds that another host asked for this instance's name.
+pub fn claimed(view: &mut WhyView, group: &Group, instance: &Instance, ago: Duration) {
+    let ago = told::span(ago.as_secs());
+    view.reasons.push(format!(
+        "another host asked to join under this name {ago} ago, and was refused: each needs a name of its \
+         own"
+    ));
+    view.next.push(format!(
+        "where this one is gone for good, and that one takes its place: towline forget {instance} --group \
+         {group}"
+    ));
 }
 
 /// How an instance stands, in one line.

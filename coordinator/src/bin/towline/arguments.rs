@@ -189,7 +189,7 @@ pub(crate) enum GroupCommand {
     },
     /// List all groups.
     List,
-    /// Remove a group that has no instances.
+    /// Remove a group that has no instances, and of which no rollout runs.
     Remove {
         /// The group.
         group: Group,

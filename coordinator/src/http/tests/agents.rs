@@ -121,14 +121,33 @@ async fn what_an_agent_tells_is_cleaned_before_it_is_kept() {
     assert_eq!(logs.body["log"]["parts"][0]["text"], "one [31m\ntwo", "{logs:?}");
 }
 
+fn joins(word: &str, group: &str, instance: &str) -> Request {
+    let body = json!({"version": 1, "group": group, "instance": instance}).to_string();
+    let request = Request::post("/v1/agent/join").header(CONTENT_TYPE, "application/json");
+    request.header(AUTHORIZATION, word).body(Body::from(body)).unwrap()
+}
+
+#[tokio::test]
+async fn a_second_claimant_of_a_name_is_refused_and_raised() {
+    let here = Here::with(&["i-taken"]).await;
+    let why = async || here.get("/v1/groups/web/instances/i-taken/why").await.body;
+    assert!(!why().await.to_string().contains("another host"));
+    for _ in 0..2 {
+        let refused = here.send(joins("join", "web", "i-taken")).await;
+        assert_eq!(refused.status.as_u16(), 409, "{refused:?}");
+    }
+    let told = why().await;
+    let reasons = told["reasons"].to_string();
+    assert!(reasons.contains("another host asked to join under this name"), "{told:?}");
+    assert!(told["next"].to_string().contains("towline forget i-taken --group web"), "{told:?}");
+    let figures = here.get("/metrics").await.text;
+    assert!(figures.contains("towline_claims_refused_total 2"), "{figures}");
+}
+
 #[tokio::test]
 async fn an_instance_joins_by_its_groups_secret_alone() {
     let here = Here::with_web().await;
-    let join = |word: &str, group: &str| {
-        let body = json!({"version": 1, "group": group, "instance": "i-7"}).to_string();
-        let request = Request::post("/v1/agent/join").header(CONTENT_TYPE, "application/json");
-        request.header(AUTHORIZATION, word).body(Body::from(body)).unwrap()
-    };
+    let join = |word: &str, group: &str| joins(word, group, "i-7");
     let before = here.stored().await;
     for (rule, request, status) in [
         ("an agent's token", join("agent", "web"), 403),

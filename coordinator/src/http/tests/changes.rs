@@ -163,20 +163,65 @@ async fn what_is_done_beside_a_rollout_is_in_its_story() {
 }
 
 #[tokio::test]
-async fn a_group_in_which_nobody_is_goes_and_its_order_stays() {
+async fn a_group_is_removed_with_all_that_it_was_at_and_its_order_goes_on() {
     let here = Here::with(&["i-1"]).await;
     here.post("/v1/groups/web/release", &json!({"revision": revision('b')})).await;
-    let remove = async || here.change(Method::DELETE, "/v1/groups/web", &json!({})).await;
-    assert_eq!(remove().await.status.as_u16(), 409, "somebody is in it");
+    let remove =
+        async |key: &str| here.change_as(key, Method::DELETE, "/v1/groups/web", &json!({})).await;
+    let hint = |said: &Said| said.body["error"]["hint"].as_str().unwrap().to_owned();
+    let refused = remove("a").await;
+    assert_eq!(refused.status.as_u16(), 409, "somebody is in it: {refused:?}");
+    assert!(hint(&refused).contains("towline forget"), "{refused:?}");
     here.post("/v1/groups/web/instances/i-1/forget", &json!({})).await;
-    let said = remove().await;
+    let refused = remove("b").await;
+    assert_eq!(refused.status.as_u16(), 409, "its rollout runs: {refused:?}");
+    assert!(hint(&refused).contains("towline rollout pause web"), "{refused:?}");
+    here.post("/v1/groups/web/rollout/pause", &json!({})).await;
+    // What joins and secrets there are go as well.
+    let mut draft = Draft::new();
+    draft.put("join/web".to_owned(), &1);
+    assert!(here.desk.save(draft).await.unwrap());
+    let said = remove("c").await;
     assert_eq!(said.status, StatusCode::NO_CONTENT, "{said:?}");
     assert_eq!(here.get("/v1/groups/web").await.status, StatusCode::NOT_FOUND);
     let stored = here.stored().await;
     let left: Vec<&str> =
         stored.iter().map(|(key, _)| key.as_str()).filter(|key| key.contains("web")).collect();
-    assert_eq!(left, ["target/web"]);
+    assert_eq!(left, ["floor/web"]);
+
     here.change(Method::PUT, "/v1/groups/web", &json!({"mirror": false})).await;
-    let again = here.post("/v1/groups/web/release", &json!({"revision": revision('c')})).await;
-    assert_eq!(again.body["generation"], 2, "{again:?}");
+    assert_eq!(remove("c").await.status, StatusCode::NO_CONTENT, "the same request once more");
+    assert_eq!(here.get("/v1/groups/web").await.status, StatusCode::OK, "is not another one");
+    let poll = json!({"version": 1, "group": "web", "instance": "i-new", "seq": 1});
+    let told = here.ask("/v1/agent/poll", &poll).await.body;
+    assert_eq!((&told["target"], &told["boot"]), (&Value::Null, &Value::Null), "{told:?}");
+    let again = here.post("/v1/groups/web/release", &json!({"revision": revision('b')})).await;
+    assert_eq!((&again.body["generation"], &again.body["state"]), (&json!(2), &json!("running")));
+    assert_eq!(again.body["batches"][0]["name"], "canary", "it is tried anew: {again:?}");
+}
+
+#[tokio::test]
+async fn whoever_joins_while_its_group_is_removed_is_not_left_behind() {
+    let here = Here::with_web().await;
+    let web: Group = "web".parse().unwrap();
+    let at = |seq| {
+        here.desk.read(|records| {
+            let (name, late) = ("i-1".parse().unwrap(), std::time::Duration::ZERO);
+            let state = records.group(&web).unwrap();
+            crate::rollout::reports::polled(state, &name, seq, LONG_AGO, late).unwrap()
+        })
+    };
+    // Decided before, stored after.
+    let joins = at(1);
+    let remove = async || here.change(Method::DELETE, "/v1/groups/web", &json!({})).await;
+    assert_eq!(remove().await.status, StatusCode::NO_CONTENT);
+    assert!(!here.desk.save(joins).await.unwrap(), "there is no such group any more");
+    // Stored between the removal's decision and its commit.
+    here.change(Method::PUT, "/v1/groups/web", &json!({"mirror": false})).await;
+    let removal = here.desk.read(|records| {
+        crate::rollout::operations::remove_group(records.group(&web).unwrap()).unwrap()
+    });
+    assert!(here.desk.save(at(2)).await.unwrap() && here.desk.save(removal.draft).await.unwrap());
+    crate::upkeep::sweep(&here.desk).await.unwrap();
+    assert!(here.stored().await.iter().all(|(key, _)| !key.starts_with("instance/")));
 }

@@ -76,10 +76,10 @@ pub fn remove_group(state: &GroupState) -> Result<Removal, ErrorBody> {
     let group = &state.group;
     let members = state.members().count();
     if members > 0 {
-        let message = format!("could not remove {group}: it has {members} instances");
-        let hint =
-            "shut them down first, or `towline forget INSTANCE` where one is lost".to_owned();
-        return Err(conflict(message, hint));
+        let what = if members == 1 { "instance" } else { "instances" };
+        let message = format!("could not remove {group}: it has {members} {what}");
+        let hint = "stop their agents, or `towline forget INSTANCE` each that is gone for good";
+        return Err(conflict(message, hint.to_owned()));
     }
     if state.going().is_some_and(|rollout| rollout.state == State::Running) {
         let message = format!("could not remove {group}: a rollout is running");
@@ -91,6 +91,13 @@ pub fn remove_group(state: &GroupState) -> Result<Removal, ErrorBody> {
             return Ok(Removal { draft, is_last: false });
         }
         reports::forget(state, instance, kept, &mut draft);
+    }
+    for (instance, kept) in &state.open {
+        if !draft.has_room(20) {
+            return Ok(Removal { draft, is_last: false });
+        }
+        draft.on(key::permit(group, instance), Some(kept));
+        draft.delete(key::permit(group, instance));
     }
     draft.on(key::group(group), Some(record));
     draft.on(key::target(group), state.target.as_ref());

@@ -1,14 +1,22 @@
 //! Groups: made, changed, removed, and made anew.
 
+use std::time::Duration;
+
 use towline_protocol::api::Code;
+use towline_protocol::fleet::{QUARANTINE_MAX, QUARANTINE_TOLD_MAX, Quarantined};
+use towline_protocol::ids::Revision;
 use towline_protocol::policy::{OnFailure, Policy, Share};
+use towline_protocol::poll::{Message, Poll};
 use towline_protocol::rollout::State;
 use towline_protocol::time::Timestamp;
 
-use super::world::{EPOCH, World, policy, web};
+use super::world::{EPOCH, World, instance, policy, revision, web};
+use crate::board::{Board, Moment};
 use crate::fleet;
 use crate::records::key;
-use crate::rollout::operations;
+use crate::rollout::reports::INSTANCES_MAX;
+use crate::rollout::{operations, words};
+use crate::store::Change;
 
 fn set(world: &mut World, policy: Policy) {
     let draft = operations::set_group(world.records.remains(&web()), &web(), policy).unwrap();
@@ -62,7 +70,7 @@ fn a_group_is_made_once() {
 fn a_group_with_instances_or_a_running_rollout_is_not_removed() {
     let mut world = World::new(policy(&[50]), &["i-0a"]);
     let error = operations::remove_group(world.state()).unwrap_err();
-    assert!(error.message.contains("it has 1 instances"), "{}", error.message);
+    assert!(error.message.contains("it has 1 instance"), "{}", error.message);
     world.leaves("i-0a");
     world.release('b').unwrap();
     let error = operations::remove_group(world.state()).unwrap_err();
@@ -139,6 +147,68 @@ fn a_release_and_a_removal_at_the_same_time_do_not_both_happen() {
     let removal = operations::remove_group(other.state()).unwrap().draft;
     assert!(other.commit(release));
     assert!(!other.commit(removal));
+}
+
+#[test]
+fn a_full_quarantine_is_lifted_by_operators_alone_and_agents_hear_of_its_newest() {
+    let mut world = World::new(policy(&[50]), &["i-0a"]);
+    let mut record = world.state().record.as_ref().unwrap().value.clone();
+    let bad = |number: usize| -> Revision { format!("{number:040x}").parse().unwrap() };
+    for number in 0..QUARANTINE_MAX {
+        let reason = "503".to_owned();
+        record.quarantine.push(Quarantined { revision: bad(number), since: Timestamp(1), reason });
+    }
+    world.write(&key::group(&web()), &record);
+    let refused = world.release('b').unwrap_err();
+    assert_eq!(refused.code, Code::Conflict);
+    assert!(refused.message.contains("is full"), "{}", refused.message);
+    let hint = format!("towline quarantine lift web {}", bad(0).short());
+    assert!(refused.hint.as_ref().unwrap().contains(&hint), "{refused:?}");
+    let lifted = operations::lift(world.state(), &bad(0)).unwrap();
+    assert!(world.commit(lifted));
+    world.release('b').unwrap();
+    let told = words::word(world.state(), &instance("i-0a"), 0);
+    let named = told.target.as_ref().unwrap().quarantine.clone();
+    assert_eq!(named.len(), QUARANTINE_TOLD_MAX);
+    assert_eq!(named.last(), Some(&bad(QUARANTINE_MAX - 1)), "the newest");
+    assert!(serde_json::to_vec(&told).unwrap().len() < 16 * 1024, "an agent reads 64 KiB");
+    world.fails("i-0a", "503");
+    world.run();
+    let group = &world.state().record.as_ref().unwrap().value;
+    assert!(group.is_quarantined(&bad(1)) && group.is_quarantined(&revision('b')), "none is lost");
+}
+
+#[test]
+fn a_group_has_room_for_so_many_and_whoever_is_in_it_goes_on() {
+    let world = World::new(policy(&[50]), &["i-0a"]);
+    let mut records = world.records.clone();
+    let value = serde_json::to_vec(world.state().member(&instance("i-0a")).unwrap()).unwrap();
+    for number in 1..INSTANCES_MAX {
+        let key = key::instance(&web(), &instance(&format!("n-{number}")));
+        let change = Change { key, value: Some(value.clone()), version: 1_000_000 };
+        records.apply(&change).unwrap();
+    }
+    let now = Moment { read: Duration::ZERO, at: Timestamp(1_790_000_000_000) };
+    let board = Board::new(records, 50, now);
+    let poll = |name: &str| {
+        let poll = Poll {
+            version: 1,
+            group: web(),
+            instance: instance(name),
+            seq: 9,
+            seen: None,
+            unsaid: false,
+        };
+        board.join(&poll, now)
+    };
+    assert!(poll("i-0a").is_ok() && poll("n-1").is_ok());
+    let refused = poll("i-new").unwrap_err();
+    assert_eq!(refused.code, Code::Conflict);
+    assert!(refused.hint.unwrap().contains("towline forget"));
+    let mut report = world.agents[&instance("i-0a")].report.clone();
+    report.instance = instance("i-new");
+    let message = Message { seq: 9, age_ms: 0, report, note: None, log: None };
+    assert!(board.report(&message, now).is_err());
 }
 
 #[test]

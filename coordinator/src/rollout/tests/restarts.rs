@@ -170,16 +170,16 @@ fn a_permit_for_an_order_has_its_deadline_from_when_its_batch_opens() {
     let other = THREE.into_iter().find(|name| *name != canary).unwrap();
     world.operate(|state, _| operations::order(state, &instance(other), ToInstance::Restart));
     assert!(world.ask(other).permit.is_some());
-    world.tell(other, |told| told.health = Health::Unhealthy);
+    world.tell(other, |told| (told.health, told.uses_permit) = (Health::Unhealthy, true));
     world.pass_s(290);
     world.takes(&canary, 'b');
+    world.settle();
     world.pass_s(61);
     world.settle();
     assert!(world.members(1).contains(&other.to_owned()), "{}", world.line());
     assert!(world.rollout().failures.is_empty(), "it has as long as everybody else");
     world.pass_s(310);
     world.settle();
-    let failed = world.rollout().failures.clone();
-    let detail = failed.get(&instance(other)).map(|failed| failed.detail.clone());
-    assert_eq!(detail.as_deref(), Some("not healthy, 300 s after its permit"), "{}", world.line());
+    let detail = &world.past(2).failures[&instance(other)].detail;
+    assert_eq!(detail, "not healthy, 300 s after its permit", "{}", world.rollout().reason);
 }
