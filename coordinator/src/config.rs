@@ -159,7 +159,13 @@ impl ConfigError {
             {
                 Some("run it with sudo".to_owned())
             }
-            _ => None,
+            ConfigError::Read { .. } => Some(
+                "name another with --config; without one, all is as it is by default".to_owned(),
+            ),
+            ConfigError::Parse { .. } | ConfigError::Value { .. } => Some(
+                "ami-snippets/coordinator.toml has every key, with its default and what it is for"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -283,6 +289,7 @@ mod tests {
         ] {
             let error = load(text, &Flags::default()).unwrap_err();
             assert!(error.to_string().contains(blamed), "{text}: {error}");
+            assert!(error.hint().is_some(), "{text}");
         }
     }
 }
