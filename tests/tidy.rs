@@ -81,6 +81,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "agent/src/release",
             "agent/src/git/tree.rs",
             "agent/src/source/file.rs",
+            "coordinator/src/mirror/child.rs",
         ],
     ),
     ("inotify::", &["agent/src/source"]),

@@ -48,8 +48,23 @@ struct Heard {
     at: Duration,
     /// When its lease is over.
     until: Duration,
-    /// What it is while its lease lasts.
-    presence: Presence,
+    /// May it have changed since, unheard?
+    is_doubted: bool,
+    /// The number from which on messages tell what it has still to tell, as its last poll said; `None`: it
+    /// has not polled since it was doubted.
+    unsaid: Option<u64>,
+}
+
+impl Heard {
+    /// What it is while its lease lasts. `told`: the number of the last message that was taken up.
+    fn presence(&self, told: u64) -> Presence {
+        match self.unsaid {
+            _ if self.is_doubted => Presence::Unheard,
+            Some(unsaid) if unsaid <= told => Presence::Here,
+            // Of whom nothing is known yet, it is not known either whether there is something to tell.
+            _ => Presence::Untold,
+        }
+    }
 }
 
 /// What a change of the records has touched, as far as words go.
@@ -129,7 +144,7 @@ impl Board {
             match (kind, instance) {
                 ("instance", Some(instance)) => {
                     if told != self.told_at(&group, &instance) {
-                        self.note_said(&group, &instance, false);
+                        self.note_told(&group, &instance);
                     }
                     touched.instances.push(instance);
                 }
@@ -219,7 +234,7 @@ impl Board {
         let heard = self.heard.get(group);
         for record in state.members() {
             let presence = match heard.and_then(|heard| heard.get(&record.instance)) {
-                Some(heard) if up <= heard.until => heard.presence,
+                Some(heard) if up <= heard.until => heard.presence(record.seq),
                 // Whoever joined before this coordinator started has a lease from its start.
                 None if up <= self.lease => Presence::Unheard,
                 _ => Presence::Silent,
@@ -243,12 +258,8 @@ impl Board {
         let (up, until) = (self.uptime.up(), self.uptime.up() + self.lease);
         let heard = self.heard.entry(group.clone()).or_default();
         let last = heard.get(instance).copied();
-        // Of whom nothing is known yet, it is not known either whether there is something to tell.
-        let presence = match last.map(|last| last.presence) {
-            Some(Presence::Here) => Presence::Here,
-            _ => Presence::Untold,
-        };
-        heard.insert(instance.clone(), Heard { at: up, until, presence });
+        let unsaid = last.filter(|last| !last.is_doubted).and_then(|last| last.unsaid);
+        heard.insert(instance.clone(), Heard { at: up, until, is_doubted: false, unsaid });
         let is_back = last.is_none_or(|last| up > last.until);
         if is_back && self.hub.has_refused(group) {
             self.refresh(group);
@@ -256,11 +267,14 @@ impl Board {
         is_back
     }
 
-    /// Notes whether an instance that was heard has still to tell how it is.
-    fn note_said(&mut self, group: &Group, instance: &Instance, unsaid: bool) {
-        let heard = self.heard.get_mut(group).and_then(|heard| heard.get_mut(instance));
-        if let Some(heard) = heard.filter(|heard| heard.presence.polls()) {
-            heard.presence = if unsaid { Presence::Untold } else { Presence::Here };
+    fn heard_mut(&mut self, group: &Group, instance: &Instance) -> Option<&mut Heard> {
+        self.heard.get_mut(group)?.get_mut(instance)
+    }
+
+    /// A message was taken up: whoever has not polled yet has told what it had to.
+    fn note_told(&mut self, group: &Group, instance: &Instance) {
+        if let Some(heard) = self.heard_mut(group, instance).filter(|heard| !heard.is_doubted) {
+            heard.unsaid = heard.unsaid.or(Some(0));
         }
     }
 
@@ -277,7 +291,7 @@ impl Board {
         let (up, until) = (self.uptime.up(), self.uptime.up() + self.lease);
         let there = self.heard.values_mut().flat_map(BTreeMap::values_mut);
         for heard in there.filter(|heard| up <= heard.until) {
-            *heard = Heard { until, presence: Presence::Unheard, ..*heard };
+            *heard = Heard { until, is_doubted: true, ..*heard };
         }
     }
 
@@ -326,7 +340,9 @@ impl Board {
     ///
     /// A group that does not exist.
     pub fn poll(&mut self, poll: &Poll) -> Result<Polled, ErrorBody> {
-        self.note_said(&poll.group, &poll.instance, poll.unsaid);
+        if let Some(heard) = self.heard_mut(&poll.group, &poll.instance) {
+            heard.unsaid = Some(poll.unsaid.unwrap_or(0));
+        }
         let known = self.records.group(&poll.group).ok_or_else(|| unknown_group(&poll.group))?;
         Ok(self.hub.poll(known, &poll.instance, poll.seen.clone()))
     }

@@ -64,6 +64,8 @@ pub struct Mirror {
     pub fetch_s: u64,
     /// How much space stays free: with less nothing is fetched; 1,024 MiB by default.
     pub free_mib: u64,
+    /// How much memory each process of git may have; 2,048 MiB by default.
+    pub memory_mib: u64,
 }
 
 impl Default for Mirror {
@@ -74,6 +76,7 @@ impl Default for Mirror {
             git: PathBuf::from("git"),
             fetch_s: 600,
             free_mib: 1024,
+            memory_mib: 2048,
         }
     }
 }
@@ -162,7 +165,13 @@ impl ConfigError {
             {
                 Some("run it with sudo".to_owned())
             }
-            _ => None,
+            ConfigError::Read { .. } => Some(
+                "name another with --config; without one, all is as it is by default".to_owned(),
+            ),
+            ConfigError::Parse { .. } | ConfigError::Value { .. } => Some(
+                "ami-snippets/coordinator.toml has every key, with its default and what it is for"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -286,6 +295,7 @@ mod tests {
         ] {
             let error = load(text, &Flags::default()).unwrap_err();
             assert!(error.to_string().contains(blamed), "{text}: {error}");
+            assert!(error.hint().is_some(), "{text}");
         }
     }
 }

@@ -621,7 +621,7 @@ mod tests {
             instance,
             seq: 1,
             seen: seen.map(str::to_owned),
-            unsaid: false,
+            unsaid: None,
         }
     }
 

@@ -187,6 +187,7 @@ fn misconfigured(error: &ConfigError) -> ExitCode {
     // The parser's message draws the line with a caret: keep its lines.
     if let ConfigError::Parse { path, source } = error {
         eprintln!("error: could not parse the config {}\n{}", path.display(), source);
+        error.hint().inspect(|hint| eprintln!("hint: {hint}"));
         return ExitCode::from(CONFIG);
     }
     complain(error, error.hint(), CONFIG)

@@ -81,6 +81,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How much space stays free unless the configuration says otherwise: 1 GiB.
 const FREE_MIB: u64 = 1024;
 
+/// How much memory each process of git may have unless the configuration says otherwise: 2 GiB.
+const MEMORY_MIB: u64 = 2048;
+
 /// How mirrors are kept.
 #[derive(Debug, Clone)]
 pub struct MirrorConfig {
@@ -92,6 +95,8 @@ pub struct MirrorConfig {
     pub fetch_timeout: Duration,
     /// How much space stays free: with less nothing is fetched; 1,024 MiB.
     pub free_mib: u64,
+    /// How much memory each process of git may have; 2,048 MiB.
+    pub memory_mib: u64,
     /// What https origins want to see.
     pub credentials: Vec<Credential>,
     /// PEM certificates to trust instead of the system's.
@@ -111,6 +116,7 @@ impl MirrorConfig {
             git: PathBuf::from("git"),
             fetch_timeout: FETCH_TIMEOUT,
             free_mib: FREE_MIB,
+            memory_mib: MEMORY_MIB,
             credentials: Vec::new(),
             ca_file: None,
             environment: Vec::new(),

@@ -187,6 +187,7 @@ fn mirror_config(config: &Config) -> Result<MirrorConfig, CredentialError> {
     mirror.git.clone_from(&config.mirror.git);
     mirror.fetch_timeout = config.mirror.fetch();
     mirror.free_mib = config.mirror.free_mib;
+    mirror.memory_mib = config.mirror.memory_mib;
     mirror.ca_file.clone_from(&config.mirror.ca_file);
     mirror.environment.clone_from(&config.environment);
     for (host, path) in &config.mirror.credentials {
@@ -205,7 +206,13 @@ pub async fn raise_epoch(data: &Path, now_s: u64) -> Result<u64, StoreError> {
     struct Epoch {
         epoch: u64,
     }
-    let store = Embedded::open(&store_in(data), now_s)?;
+    let path = store_in(data);
+    // Where there is none, none was restored: one that is made here would be nobody's.
+    if let Err(source) = fs::metadata(&path) {
+        let source = Arc::new(source);
+        return Err(StoreError::Io { attempted: "read", path, source });
+    }
+    let store = Embedded::open(&path, now_s)?;
     loop {
         let entry = store.get(key::EPOCH).await?;
         let parse = |value: &[u8]| serde_json::from_slice::<Epoch>(value).ok();
@@ -221,5 +228,21 @@ pub async fn raise_epoch(data: &Path, now_s: u64) -> Result<u64, StoreError> {
             store.close().await;
             return Ok(epoch);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_epoch_is_raised_of_a_store_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = raise_epoch(dir.path(), 7).await.unwrap_err();
+        assert!(!error.is_temporary(), "waiting brings none: {error}");
+        assert!(error.hint().unwrap().contains(&dir.path().display().to_string()));
+        assert!(!store_in(dir.path()).exists(), "none is made");
+        Embedded::open(&store_in(dir.path()), 7).unwrap().close().await;
+        assert_eq!(raise_epoch(dir.path(), 7).await.unwrap(), 8);
     }
 }

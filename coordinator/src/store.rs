@@ -333,7 +333,9 @@ impl StoreError {
         };
         match self {
             StoreError::Io { path, source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => Some(format!("create {} first", path.display())),
+                io::ErrorKind::NotFound => {
+                    Some(format!("is {} the directory that was meant?", above(path)))
+                }
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     Some(format!("run it as the owner of {}, or fix its mount", path.display()))
                 }
@@ -372,10 +374,9 @@ impl StoreError {
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
-            StoreError::Io { .. }
-            | StoreError::Full { .. }
-            | StoreError::Failed { .. }
-            | StoreError::Closed => true,
+            // What is not there does not come by waiting.
+            StoreError::Io { source, .. } => source.kind() != io::ErrorKind::NotFound,
+            StoreError::Full { .. } | StoreError::Failed { .. } | StoreError::Closed => true,
             StoreError::Locked { .. }
             | StoreError::Newer { .. }
             | StoreError::Foreign { .. }

@@ -274,6 +274,9 @@ pub struct RolloutView {
     /// Who may still swap by a permit that was given before a pause.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub may_still_swap: Vec<Instance>,
+    /// Only these take part, until it is resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Selector>,
 }
 
 /// A batch of a rollout.

@@ -63,10 +63,11 @@ pub struct Poll {
     /// The `id` of the last answer; `None` where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<String>,
-    /// Does the agent hold a report that no coordinator has acknowledged? Then what was told before is out
-    /// of date, and nothing may be concluded from it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unsaid: bool,
+    /// Where the agent holds a report that no coordinator has acknowledged: a number that messages with it
+    /// have, or exceed. Until one arrives, what was told before is out of date, and nothing may be
+    /// concluded from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsaid: Option<u64>,
 }
 
 /// A poll's answer.

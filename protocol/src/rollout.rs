@@ -245,10 +245,21 @@ impl Selector {
     /// Does it name this instance?
     #[must_use]
     pub fn has(&self, instance: &Instance) -> bool {
-        self.0.split(',').any(|part| match part.strip_suffix('*') {
+        self.parts().any(|part| Self::is_of(part, instance))
+    }
+
+    /// Returns its parts: names, and beginnings that end in `*`.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        self.0.split(',')
+    }
+
+    /// Does one of its parts name this instance?
+    #[must_use]
+    pub fn is_of(part: &str, instance: &Instance) -> bool {
+        match part.strip_suffix('*') {
             Some(beginning) => instance.as_str().starts_with(beginning),
             None => part == instance.as_str(),
-        })
+        }
     }
 
     /// Returns it as text.

@@ -185,7 +185,7 @@ fn the_command_says_one_error_and_one_hint() {
         (1, &["rollout", "show", "web", "--generation", "77"], "77"),
         (1, &["rollback", "web", &side], ""),
         (1, &["restart", "web"], "web"),
-        (1, &["release", "web", &first], "web"),
+        (1, &["release", "web", &first, "--only", "i-99"], "web"),
         (75, &["--coordinator", nobody, "skew"], "127.0.0.1:1"),
         (75, &["--coordinator", "unix:/no/such.sock", "skew"], "/no/such.sock"),
         (78, &["--coordinator", "ftp://a", "skew"], "ftp://a"),
@@ -197,8 +197,8 @@ fn the_command_says_one_error_and_one_hint() {
     for (code, arguments, named) in cases {
         let said = cluster.coordinator.say(arguments);
         let lines = |mark: &str| said.err.lines().filter(|line| line.starts_with(mark)).count();
-        // A release prints its plan before it is asked for.
-        let is_quiet = said.out.is_empty() || arguments[0] == "release";
+        // What they would do is printed before it is asked for.
+        let is_quiet = said.out.is_empty() || matches!(arguments[0], "release" | "rollback");
         let is_one = (lines("error: "), lines("hint: ")) == (1, 1);
         if said.code != *code || !is_quiet || !is_one || !said.err.contains(named) {
             wrong.push(format!("{arguments:?}: {}: {}{}", said.code, said.out, said.err));

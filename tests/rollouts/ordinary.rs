@@ -32,6 +32,8 @@ fn a_good_release_goes_through_its_batches_and_never_over_its_budget() {
     assert_eq!(names, ["canary", "50 %", "100 %"]);
     let skew = cluster.coordinator.must(&["skew", "web"]);
     assert!(skew.contains(&second[..7]) && !skew.contains(&first[..7]), "{skew}");
+    let again = cluster.coordinator.must(&["release", "web", &second, "--watch"]);
+    assert!(again.contains("converged already"), "a job may be run again: {again}");
     assert!(cluster.coordinator.ask(&["permit", "list", "web"])["permits"] == json!([]));
 }
 

@@ -103,7 +103,9 @@ fn a_plan_is_what_the_rollout_then_does() {
 fn a_release_to_some_stops_there_until_it_is_resumed() {
     let (mut cluster, first) = Cluster::serving(3, QUICK);
     let second = cluster.commit(&json!({}));
-    cluster.coordinator.must(&["release", "web", &second, "--only", "i-02"]);
+    let chosen = ["release", "web", &second, "--only", "i-02", "--watch"];
+    let watched = cluster.coordinator.must(&chosen);
+    assert!(watched.contains("paused: only i-02 took part"), "it ends well: {watched}");
     cluster.hosts[1].await_serving(&second);
     let stands = cluster.coordinator.await_state("paused");
     assert_eq!(stands["budget"]["permits"], 0, "{stands:#}");

@@ -172,7 +172,7 @@ impl Coordinator {
     }
 
     pub(super) fn tell(&self, told: Told) {
-        self.outbox.put(told);
+        self.outbox.put(told, || self.link.number());
     }
 
     pub(super) fn hush(&mut self) {

@@ -37,7 +37,7 @@ impl Here {
         draft.put(key::group(&web()), &GroupRecord::new(web(), policy));
         here.store(draft);
         for at in names {
-            assert!(here.poll(at, false).is_some(), "it has heard nothing yet");
+            assert!(here.poll(at, None).is_some(), "it has heard nothing yet");
             here.report(at);
         }
         here
@@ -73,14 +73,14 @@ impl Here {
     }
 
     /// Polls as one who has seen nothing, and so is answered.
-    fn poll(&mut self, at: &str, unsaid: bool) -> Option<Answer> {
+    fn poll(&mut self, at: &str, unsaid: Option<u64>) -> Option<Answer> {
         match self.poll_as(at, None, unsaid) {
             Polled::Answered(bytes) => Some(serde_json::from_slice(&bytes).unwrap()),
             Polled::Parked(_) => None,
         }
     }
 
-    fn poll_as(&mut self, at: &str, seen: Option<String>, unsaid: bool) -> Polled {
+    fn poll_as(&mut self, at: &str, seen: Option<String>, unsaid: Option<u64>) -> Polled {
         let seq = self.next_seq();
         let poll = Poll { version: VERSION, group: web(), instance: name(at), seq, seen, unsaid };
         self.board.hear(&web(), &name(at), self.now);
@@ -92,8 +92,8 @@ impl Here {
 
     /// Parks a poll, and returns how it will be answered.
     fn park(&mut self, at: &str) -> tokio::sync::oneshot::Receiver<bytes::Bytes> {
-        let seen = self.poll(at, false).unwrap().id;
-        match self.poll_as(at, Some(seen), false) {
+        let seen = self.poll(at, None).unwrap().id;
+        match self.poll_as(at, Some(seen), None) {
             Polled::Parked(woken) => woken,
             Polled::Answered(bytes) => panic!("{}", String::from_utf8_lossy(&bytes)),
         }
@@ -169,7 +169,7 @@ fn nothing_is_concluded_from_what_was_told_before_the_store_took_nothing() {
     let lease = u64::from(lease_s(WAIT_S));
     here.pass(lease + 5);
     for at in ["i-1", "i-2", "i-3"] {
-        here.poll(at, false);
+        here.poll(at, None);
         assert_eq!(here.presence(at), Presence::Here);
     }
     here.release();
@@ -184,12 +184,15 @@ fn nothing_is_concluded_from_what_was_told_before_the_store_took_nothing() {
     }
     here.pass(lease - 1);
     assert_eq!(deadline(&mut here), before + 2000, "it stands still for a lease");
-    here.poll("i-1", false);
-    here.poll("i-2", true);
+    here.poll("i-1", None);
+    let unsaid = here.next_seq();
+    here.poll("i-2", Some(unsaid));
     assert_eq!(here.presence("i-1"), Presence::Here, "it has nothing to tell");
     assert_eq!(here.presence("i-2"), Presence::Untold, "it says that it has");
     here.report("i-2");
     assert_eq!(here.presence("i-2"), Presence::Here, "now it has told it");
+    here.poll("i-2", Some(unsaid));
+    assert_eq!(here.presence("i-2"), Presence::Here, "a poll from before that arrives later");
     here.pass(2);
     assert_eq!(here.presence("i-3"), Presence::Silent, "its lease is over");
     assert_eq!(deadline(&mut here), before + 3000);
@@ -199,7 +202,7 @@ fn nothing_is_concluded_from_what_was_told_before_the_store_took_nothing() {
 fn a_process_that_was_stopped_has_everybody_heard_out_anew() {
     let mut here = Here::with(&["i-1"], at_once());
     here.pass(100);
-    here.poll("i-1", false);
+    here.poll("i-1", None);
     // Nobody looked at the clock meanwhile.
     here.now.read += Duration::from_secs(1200);
     here.board.tick(here.now);
@@ -287,7 +290,7 @@ fn whoever_is_alone_no_more_is_told_so() {
     here.release();
     here.report("i-1");
     let mut parked = here.park("i-1");
-    here.poll("i-2", true);
+    here.poll("i-2", Some(9));
     let told: Answer = serde_json::from_slice(&parked.try_recv().unwrap()).unwrap();
     assert_eq!(told.word.boot, None, "it is not the only one who could be the canary");
 }

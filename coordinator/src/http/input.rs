@@ -81,6 +81,13 @@ impl Asked {
         parse(&text).map(Some).map_err(|error| Refused::of_field(name, told::line(&error)))
     }
 
+    /// Takes a whole number that may be missing.
+    pub(crate) fn take_number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Refused> {
+        self.take_by(name, |text| {
+            text.parse().map_err(|_| format!("{name} is a whole number, not {text:?}"))
+        })
+    }
+
     /// Takes a parameter that must be there.
     pub(crate) fn need<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<T, Refused> {
         self.take(name)?.ok_or_else(|| Refused::of_field(name, format!("{name} is missing")))
@@ -144,11 +151,26 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
         // What comes before the first colon is for programmers of this coordinator.
         let said = text.split_once(": ").map_or(text.as_str(), |(_, said)| said);
         let (field, said) = blamed(said);
+        let said = &plain(said);
         let message = format!("the request is not what is due: {}", told::line(said));
         let mut refused = Refused::new(Code::Invalid, message);
         refused.0.field = field;
         refused
     })
+}
+
+/// Says what was expected in words for whoever wrote the JSON, not the Rust that reads it.
+fn plain(said: &str) -> String {
+    let Some((before, expected)) = said.split_once(", expected ") else { return said.to_owned() };
+    let (expected, place) = expected.split_once(" at line ").unwrap_or((expected, ""));
+    let is_integer = matches!(expected, "u8" | "u16" | "u32" | "u64" | "usize");
+    let expected = match expected {
+        _ if is_integer => "a whole number",
+        expected if expected.starts_with("struct ") => "an object",
+        expected => expected,
+    };
+    let place = if place.is_empty() { String::new() } else { format!(" at line {place}") };
+    format!("{before}, expected {expected}{place}")
 }
 
 /// Takes the field that is to blame out of what the reader of JSON said: `bake_s: unknown field …`.
@@ -214,6 +236,13 @@ mod tests {
         assert!(deep.0.message.contains("recursion limit"), "{}", deep.0.message);
         let nested = wrong::<Policy>("{\"bake_s\":{\"cannery\":1}}");
         assert_eq!(nested.0.field.as_deref(), Some("bake_s.cannery"), "{}", nested.0.message);
+        for (text, said) in [
+            ("null", "invalid type: null, expected an object"),
+            ("{\"canary\":-1}", "invalid value: integer `-1`, expected a whole number"),
+        ] {
+            let message = wrong::<Policy>(text).0.message;
+            assert!(message.contains(said), "{message}");
+        }
         let share = wrong::<Policy>("{\"batches\":[\"10%\",\n\"101%\"]}");
         assert_eq!(share.0.field.as_deref(), Some("batches[1]"), "{}", share.0.message);
         assert!(share.0.message.contains("line 2 column"), "{}", share.0.message);
@@ -236,7 +265,9 @@ mod tests {
         asked.end().unwrap();
         let field = |refused: Refused| refused.0.field.unwrap();
         assert_eq!(field(read("/x?limt=5").end().unwrap_err()), "limt");
-        assert_eq!(field(read("/x?limit=-1").take::<usize>("limit").unwrap_err()), "limit");
+        let refused = read("/x?limit=abc").take_number::<u64>("limit").unwrap_err();
+        assert_eq!(refused.0.message, "limit is a whole number, not \"abc\"");
+        assert_eq!(field(read("/x?limit=-1").take_number::<usize>("limit").unwrap_err()), "limit");
         assert_eq!(field(read("/x?limit=1&limit=2").take::<usize>("limit").unwrap_err()), "limit");
         assert_eq!(field(read("/x").need::<usize>("limit").unwrap_err()), "limit");
     }

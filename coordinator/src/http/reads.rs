@@ -133,7 +133,7 @@ fn next(look: &Look<'_>, past: &Rollout) -> Option<u64> {
 
 /// Takes how long a page may be.
 fn limit(asked: &mut Asked) -> Result<usize, Refused> {
-    let limit = asked.take::<usize>("limit")?.unwrap_or(PAGE_MAX);
+    let limit = asked.take_number::<usize>("limit")?.unwrap_or(PAGE_MAX);
     if (1..=PAGE_MAX).contains(&limit) {
         return Ok(limit);
     }
@@ -173,7 +173,7 @@ async fn one_rollout(
     at: At,
     mut asked: Asked,
 ) -> Result<Json<RolloutView>, Refused> {
-    let generation = asked.take("generation")?;
+    let generation = asked.take_number("generation")?;
     asked.end()?;
     let group = at.get("group")?;
     let commits = api.commits(&group, None).await;

@@ -40,6 +40,8 @@ pub(super) struct Bounds {
     pub(super) is_cut: bool,
     /// How long it may take.
     pub(super) deadline: Duration,
+    /// How much memory it, and each process that it starts, may have, in bytes.
+    pub(super) memory_max: u64,
     /// Kept until it is gone.
     pub(super) hold: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -75,6 +77,7 @@ pub(super) async fn run(mut command: Command, bounds: Bounds) -> Result<Ended, C
         .process_group(0)
         .kill_on_drop(true);
     let child = command.spawn().map_err(ChildError::Io)?;
+    limit(&child, bounds.memory_max);
     let gone = CancellationToken::new();
     // Dropped with this future; the task then ends the child, and lives on until that is done.
     let _caller = gone.clone().drop_guard();
@@ -121,6 +124,18 @@ async fn watch(
     }
     drop(bounds.hold);
     outcome
+}
+
+/// Bounds a child's memory: what an origin sends must not take that of everybody else on this host. Files
+/// that are mapped do not count, so that large packs do no harm.
+fn limit(child: &Child, memory_max: u64) {
+    let id =
+        child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    let Some(id) = id else { return };
+    let most = rustix::process::Rlimit { current: Some(memory_max), maximum: Some(memory_max) };
+    if let Err(error) = rustix::process::prlimit(Some(id), rustix::process::Resource::Data, most) {
+        debug!(%error, "could not bound a child's memory");
+    }
 }
 
 /// Kills the child and what it has started, unless it was reaped.
@@ -237,7 +252,18 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
         let deadline = Duration::from_secs(60);
-        run(command, Bounds { input: input.into(), output_max, is_cut, deadline, hold: None }).await
+        let (input, memory_max) = (input.into(), 64 << 20);
+        let bounds = Bounds { input, output_max, is_cut, deadline, memory_max, hold: None };
+        run(command, bounds).await
+    }
+
+    #[tokio::test]
+    async fn a_child_has_so_much_memory_and_what_it_starts_has_no_more() {
+        // The limit is set a moment after it has begun.
+        let script = "while [ \"$(ulimit -d)\" != 65536 ]; do :; done; sh -c 'ulimit -d'; \
+                      dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null || echo none";
+        let ended = sh(script, "", 100, false).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&ended.output), "65536\nnone\n", "{}", ended.errors);
     }
 
     #[tokio::test]

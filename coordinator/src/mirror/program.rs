@@ -73,6 +73,8 @@ pub(super) struct Git {
     credentials: Vec<Credential>,
     secrets: Vec<String>,
     fetch_timeout: Duration,
+    /// How much memory each process may have, in bytes.
+    memory_max: u64,
     is_checked: OnceCell<()>,
 }
 
@@ -133,6 +135,7 @@ impl Git {
             secrets: config.credentials.iter().flat_map(|one| one.secret.words()).collect(),
             credentials: config.credentials.clone(),
             fetch_timeout: config.fetch_timeout,
+            memory_max: config.memory_mib.saturating_mul(1 << 20),
             is_checked: OnceCell::new(),
         }
     }
@@ -179,6 +182,7 @@ impl Git {
             output_max: call.output_max,
             is_cut: call.is_cut,
             deadline,
+            memory_max: self.memory_max,
             hold: call.hold,
         };
         let (what, shown) = (call.what, without_users(url));

@@ -406,7 +406,16 @@ pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<
                  quarantine",
                 to.short()
             );
-            let hint = format!("`towline release {group} {}` takes it batch by batch", to.short());
+            let lift = if record.value.is_quarantined(to) {
+                format!(
+                    "if it is good after all: `towline quarantine lift {group} {}`; then ",
+                    to.short()
+                )
+            } else {
+                String::new()
+            };
+            let hint =
+                format!("{lift}`towline release {group} {}` takes it batch by batch", to.short());
             return Err(conflict(message, hint));
         }
         if state.target.as_ref().and_then(|kept| kept.value.target.revision.as_ref()) == Some(to) {
@@ -536,7 +545,10 @@ pub fn restart(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
             rollout.order().generation,
             rollout.state.as_str()
         );
-        let hint = format!("`towline rollout watch {group}` until it ends");
+        let hint = match rollout.state {
+            State::Running => format!("`towline rollout watch {group}` until it ends"),
+            _ => format!("`towline rollout resume {group}`, or `towline rollout abort {group}`"),
+        };
         return Err(conflict(message, hint));
     }
     let target = state.target.as_ref().map(|kept| &kept.value.target);

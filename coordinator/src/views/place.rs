@@ -22,7 +22,7 @@ pub(crate) fn explain(look: &Look<'_>, record: &InstanceRecord, story: &mut Stor
         story.next(format!("towline release {group} REV"));
         return;
     };
-    orders(record, story);
+    orders(look, record, story);
     let report = record.report.as_ref();
     if let Some(report) = report.filter(|report| fleet::has_taken(report, target)) {
         taken(report, story);
@@ -35,10 +35,14 @@ pub(crate) fn explain(look: &Look<'_>, record: &InstanceRecord, story: &mut Stor
 }
 
 /// Orders to it that it has not carried out yet.
-fn orders(record: &InstanceRecord, story: &mut Story) {
+fn orders(look: &Look<'_>, record: &InstanceRecord, story: &mut Story) {
     let done = record.report.as_ref().map(|report| report.orders).unwrap_or_default();
     if record.orders.restart > done.restart {
         story.because("it was ordered to restart its app, and has not done so yet");
+        if let Some(rollout) = look.state.going().filter(|going| going.state != State::Running) {
+            story.because("while the rollout stands, no permit is given to restart either");
+            stands(look, rollout, story);
+        }
     }
     if record.orders.retry > done.retry {
         story.because("it was ordered to try again, and has not done so yet");

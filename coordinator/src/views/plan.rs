@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use towline_protocol::api::{Budget, ErrorBody, PAGE_MAX, PlanView, PlannedBatch, ReleaseRequest};
 use towline_protocol::fleet::InstanceRecord;
 use towline_protocol::policy::OnFailure;
-use towline_protocol::rollout::Rollout;
+use towline_protocol::rollout::{Rollout, Selector};
 
 use super::{Look, told};
 use crate::fleet::{self, Attendance, Presence};
@@ -145,6 +145,14 @@ fn warnings(
         );
     }
     if let Some(only) = &rollout.only {
+        let of_nobody: Vec<&str> = only
+            .parts()
+            .filter(|part| !state.members().any(|it| Selector::is_of(part, &it.instance)))
+            .collect();
+        if !of_nobody.is_empty() {
+            let of_nobody = told::line(&of_nobody.join(" "));
+            warnings.push(format!("no instance is called like this: {of_nobody}"));
+        }
         let resume = format!("`towline rollout resume {}`", state.group);
         warnings.push(format!(
             "only {} takes part: {resume} takes it to all others",
@@ -181,7 +189,8 @@ fn budget_warning(state: &GroupState, attendance: &Attendance, budget: Budget) -
     if budget.permits > 0 {
         parts.push(told::number(budget.permits as usize, "open permit", "open permits"));
     }
-    if parts.is_empty() {
+    // Whoever is not healthy may be mended: where that is all of them, nobody waits for another.
+    if parts.is_empty() || unwell == fleet::counted(state).count() {
         return None;
     }
     let many = parts.len() > 1 || silent + unwell + budget.permits as usize > 1;
@@ -206,7 +215,6 @@ fn budget_warning(state: &GroupState, attendance: &Attendance, budget: Budget) -
 mod tests {
     use towline_protocol::api::Code;
     use towline_protocol::report::Health;
-    use towline_protocol::rollout::Selector;
 
     use super::super::fixture::{Fleet, GOOD, NEW, OLD, act, name, revision};
     use super::*;
@@ -290,6 +298,13 @@ mod tests {
     }
 
     #[test]
+    fn who_is_alone_and_not_healthy_yet_waits_for_nobody() {
+        let alone = Fleet::of(&["i-1"]).report("i-1", |report| report.health = Health::Unhealthy);
+        let warnings = planned(&alone).warnings;
+        assert!(!warnings.iter().any(|line| line.contains("budget")), "{warnings:?}");
+    }
+
+    #[test]
     fn what_would_be_refused_is_refused_and_says_why() {
         let going = ten().released(GOOD);
         let refused = planned(&going).refused.unwrap();
@@ -316,6 +331,12 @@ mod tests {
         let members: Vec<_> = plan.batches.iter().flat_map(|it| it.members.clone()).collect();
         assert_eq!(members.len(), 2);
         assert!(plan.warnings.iter().any(|line| line.starts_with("only i-1,i-2 takes part")));
+        let is_unknown = |line: &String| line.starts_with("no instance is called like this: ");
+        assert!(!plan.warnings.iter().any(is_unknown), "{:?}", plan.warnings);
+        request.only = Some(Selector::try_from("i-1,i-zzz,i-y*,*".to_owned()).unwrap());
+        let plan = view(&fleet.look(), &request, &act(), None);
+        let unknown: Vec<&String> = plan.warnings.iter().filter(|line| is_unknown(line)).collect();
+        assert_eq!(unknown, ["no instance is called like this: i-zzz i-y*"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use towline_protocol::api::{BatchStage, BatchView, MemberView, PAGE_MAX, RolloutView, Standing};
 
 use towline_protocol::ids::Instance;
-use towline_protocol::report::Health;
+use towline_protocol::report::{Health, Phase, Report};
 use towline_protocol::rollout::{Batch, Decided, Rollout, State};
 
 use super::{Look, told};
@@ -50,6 +50,7 @@ pub fn view(look: &Look<'_>, rollout: &Rollout, next_generation: Option<u64>) ->
         reached: reached(look, rollout),
         next_generation,
         may_still_swap,
+        only: rollout.only.clone(),
     }
 }
 
@@ -166,7 +167,7 @@ fn member(look: &Look<'_>, rollout: &Rollout, index: usize, instance: &Instance)
     let failed = rollout.failures.get(instance);
     let is_silent = look.attendance.is_silent(instance);
     let health = report.map_or(Health::Unknown, |report| report.health);
-    let note = failed.map(|failed| failed.detail.as_str());
+    let note = failed.map(|failed| failed.detail.as_str()).or_else(|| unprepared(report?, rollout));
     let gone = look.state.instances.get(instance).and_then(|kept| kept.value.gone);
     let at = record.map(|record| record.reported).or(gone).or(failed.map(|failed| failed.at));
     MemberView {
@@ -180,6 +181,14 @@ fn member(look: &Look<'_>, rollout: &Rollout, index: usize, instance: &Instance)
         at: at.unwrap_or(rollout.began),
         failed_at: failed.map(|failed| failed.at),
     }
+}
+
+/// Why what an instance prepares could not be, while it waits to try again, and while it does.
+fn unprepared<'a>(report: &'a Report, rollout: &Rollout) -> Option<&'a str> {
+    let failure = report.failure.as_ref().filter(|failure| {
+        failure.order == Some(rollout.order()) && failure.cause.is_before_swap()
+    })?;
+    matches!(report.phase, Phase::Waiting | Phase::Preparing).then_some(failure.detail.as_str())
 }
 
 /// How many instances have served the revision of a rollout that failed, as far as is known.
@@ -286,6 +295,39 @@ mod tests {
         assert_eq!(view.members[3].serving, None);
         let mended = fleet.serves("i-4", NEW);
         assert_eq!(seen(&mended).members[4].standing, Healthy, "excused, and well since");
+    }
+
+    #[test]
+    fn who_waits_to_prepare_again_says_why() {
+        let fleet = ten().batch("canary", 0, &["i-3"]).serves("i-3", OLD);
+        let order = fleet.state.order();
+        let fails = |phase, cause, order| {
+            fleet.clone().report("i-3", |report| {
+                report.phase = phase;
+                report.failure = Some(Failure {
+                    order: Some(order),
+                    revision: revision(NEW),
+                    cause,
+                    detail: "no matching version".to_owned(),
+                    attempt: 2,
+                });
+            })
+        };
+        let note = |fleet: Fleet| seen(&fleet).members[0].note.clone();
+        let why = Some("no matching version".to_owned());
+        assert_eq!(note(fails(Phase::Waiting, Cause::Install, order)), why);
+        assert_eq!(note(fails(Phase::Preparing, Cause::Install, order)), why, "and while it does");
+        assert_eq!(note(fails(Phase::Activating, Cause::Install, order)), None, "it is over");
+        assert_eq!(note(fails(Phase::Waiting, Cause::Unhealthy, order)), None, "after its swap");
+        let earlier = towline_protocol::ids::Order { generation: 0, ..order };
+        assert_eq!(note(fails(Phase::Waiting, Cause::Install, earlier)), None, "of an earlier one");
+    }
+
+    #[test]
+    fn who_alone_takes_part_is_told() {
+        let only = towline_protocol::rollout::Selector::try_from("i-3".to_owned()).ok();
+        let fleet = ten().change(|rollout| rollout.only.clone_from(&only));
+        assert_eq!(seen(&fleet).only, only);
     }
 
     #[test]

@@ -17,11 +17,11 @@ const LOG_PARTS_MAX: usize = 16;
 /// The most characters of the name of a log's part.
 const SOURCE_CHARS_MAX: usize = 40;
 
-/// Characters that steer a terminal or turn the direction of reading.
+/// Characters that steer a terminal, turn the direction of reading, or are there and not seen.
 fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
-        || matches!(c, '\u{61c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+        || matches!(c, '\u{61c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Returns a text as one line: what steers becomes a gap, and the end of a long one is left out.
@@ -104,6 +104,7 @@ mod tests {
         let cases = [
             ("plain words stay", "GET /healthz 503", "GET /healthz 503"),
             ("letters of all languages stay", "größer als 日本", "größer als 日本"),
+            ("tags, which nobody sees", "a\u{e0041}\u{e0042}b", "a  b"),
             ("a line break becomes a gap", "a\nb", "a b"),
             ("an escape sequence loses its escape", "\u{1b}[2Jx", "[2Jx"),
             ("an 8-bit escape too", "a\u{9b}2Jx", "a 2Jx"),

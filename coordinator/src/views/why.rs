@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use towline_protocol::api::{ErrorBody, InstanceView, Status, WhyView};
-use towline_protocol::fleet::InstanceRecord;
+use towline_protocol::fleet::{InstanceRecord, Quarantined};
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::report::Health;
 use towline_protocol::rollout::{Kind, Rollout, State};
@@ -33,9 +33,12 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// Adds a reason, after those that are more important.
+    /// Adds a reason, after those that are more important, once.
     pub(crate) fn because(&mut self, reason: impl Into<String>) {
-        self.reasons.push(reason.into());
+        let reason = reason.into();
+        if !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
     }
 
     /// Adds what to do, once.
@@ -285,20 +288,25 @@ pub fn group(look: &Look<'_>) -> Result<WhyView, ErrorBody> {
         story.because("it is empty: no instance has joined, or all have left");
     }
     off_target(look, &mut story);
-    for bad in &record.quarantine {
-        let (revision, reason) = (bad.revision.short(), told::line(&bad.reason));
-        story.because(format!("{revision} is in quarantine: {reason}"));
-        story.next(format!(
-            "if it is good after all: towline quarantine lift {} {revision}",
-            state.group
-        ));
-    }
+    quarantine(&record.quarantine, &state.group, &mut story);
     if let Some(unbootable) = &record.unbootable {
         let revision = unbootable.short();
         story.because(format!("newborns failed on {revision}, and get the fallback instead"));
         story.next(format!("towline quarantine lift {} {revision}", state.group));
     }
     Ok(story.told(state.group.to_string(), summary))
+}
+
+/// What is in quarantine: the newest is news, and the others are a list of their own.
+fn quarantine(list: &[Quarantined], group: &Group, story: &mut Story) {
+    let Some((newest, others)) = list.split_last() else { return };
+    let (revision, reason) = (newest.revision.short(), told::line(&newest.reason));
+    story.because(format!("{revision} is in quarantine: {reason}"));
+    story.next(format!("if it is good after all: towline quarantine lift {group} {revision}"));
+    if !others.is_empty() {
+        let others = told::number(others.len(), "other commit is", "other commits are");
+        story.because(format!("{others} in quarantine: towline quarantine list {group}"));
+    }
 }
 
 fn kind(rollout: &Rollout) -> String {
@@ -349,14 +357,16 @@ fn going(look: &Look<'_>, rollout: &Rollout, story: &mut Story) {
 /// Why a rollout stands, where it does.
 pub(crate) fn stands(look: &Look<'_>, rollout: &Rollout, story: &mut Story) {
     let group = &look.state.group;
-    let reason = told::line(&rollout.reason);
+    let (state, reason) = (rollout.state.as_str(), told::line(&rollout.reason));
+    // A reason that begins with the word for how it stands says both.
+    let stands = if reason.starts_with(state) { reason } else { format!("{state}: {reason}") };
     match rollout.state {
         State::Paused => {
-            story.because(format!("its rollout is paused: {reason}"));
+            story.because(format!("its rollout is {stands}"));
             story.next(format!("to go on: towline rollout resume {group}"));
         }
         State::Halted => {
-            story.because(format!("its rollout is halted: {reason}"));
+            story.because(format!("its rollout is {stands}"));
             story.next(format!("to go back: towline rollout abort {group}"));
             story.next(format!("to go on in spite of it: towline rollout resume {group}"));
         }

@@ -38,7 +38,8 @@ impl World {
         let seq = agent.next_seq();
         agent.poll = Some(seq);
         let (to, seen) = (agent.at, agent.seen.clone());
-        let unsaid = agent.report.is_some() || agent.told.is_none();
+        let nothing_yet = agent.told.is_none().then_some(seq);
+        let unsaid = agent.report.as_ref().map(|report| report.seq).or(nothing_yet);
         let poll = Poll { version: VERSION, group: group(), instance, seq, seen, unsaid };
         let caller = Caller::Agent { host: index, life, seq };
         self.send(caller, to, Request::Poll(poll));

@@ -107,13 +107,14 @@ impl Poller {
     async fn poll(&mut self) -> Result<bool, CallError> {
         let at = self.turns.at();
         self.link.join(at).await?;
+        let seq = self.link.number();
         let poll = Poll {
             version: VERSION,
             group: self.link.group.clone(),
             instance: self.link.instance.clone(),
-            seq: self.link.number(),
+            seq,
             seen: self.seen.clone(),
-            unsaid: self.outbox.holds_any(),
+            unsaid: self.outbox.unsaid(seq),
         };
         let deadline = Duration::from_secs(u64::from(self.wait_s)) + LATE;
         trace!(seq = poll.seq, seen = poll.seen, "poll");

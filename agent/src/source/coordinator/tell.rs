@@ -21,6 +21,15 @@ use crate::source::Told;
 /// How long a report that was refused waits once a coordinator answers polls.
 pub(super) const HURRY: Duration = Duration::from_secs(1);
 
+/// A report that was not acknowledged.
+#[derive(Debug, Clone)]
+struct Unsaid {
+    report: Report,
+    at: Instant,
+    /// All messages that tell it have this number, or a higher one.
+    from: u64,
+}
+
 /// What is still to be told.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -34,19 +43,19 @@ pub(super) struct Outbox {
 struct Kept {
     /// Counts what was put in.
     newest: u64,
-    report: Option<(Report, Instant)>,
+    report: Option<Unsaid>,
     /// Each with the count at which it came.
     note: Option<(String, u64)>,
     log: Option<(FailureLog, u64)>,
 }
 
 impl Outbox {
-    /// Takes the place of what was not told yet.
-    pub(super) fn put(&self, told: Told) {
+    /// Takes the place of what was not told yet. `number` is drawn for it, and not used for another message.
+    pub(super) fn put(&self, told: Told, number: impl FnOnce() -> u64) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.newest += 1;
         let newest = kept.newest;
-        kept.report = Some((told.report, Instant::now()));
+        kept.report = Some(Unsaid { report: told.report, at: Instant::now(), from: number() });
         if let Some(note) = told.note {
             kept.note = Some((note, newest));
         }
@@ -57,10 +66,12 @@ impl Outbox {
         self.news.notify_one();
     }
 
-    /// Is there a report that was not acknowledged, or that is about to come: was none told in this life?
-    pub(super) fn holds_any(&self) -> bool {
+    /// Returns the number from which on messages tell what was not acknowledged. Where none was told in this
+    /// life, one is about to come: after a message of the number `now`.
+    pub(super) fn unsaid(&self, now: u64) -> Option<u64> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.report.is_some() || kept.newest == 0
+        let nothing_yet = (kept.newest == 0).then_some(now);
+        kept.report.as_ref().map(|unsaid| unsaid.from).or(nothing_yet)
     }
 
     /// A coordinator answers.
@@ -72,7 +83,7 @@ impl Outbox {
     /// with a number that is newer than itself.
     fn take(&self, number: impl FnOnce() -> u64) -> Option<(Message, u64)> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (report, at) = kept.report.clone()?;
+        let Unsaid { report, at, .. } = kept.report.clone()?;
         let message = Message {
             seq: number(),
             age_ms: u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX),

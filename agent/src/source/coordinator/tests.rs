@@ -287,15 +287,28 @@ async fn a_poll_says_whether_something_is_still_to_be_told() {
     let mut server = Server::start().await;
     let agent = Agent::start(&[&server.address], None);
     let poll = server.next("poll").await;
-    assert_eq!(poll.body["unsaid"], true, "nothing was told in this life yet");
+    assert_eq!(poll.body["unsaid"], poll.body["seq"], "nothing was told in this life yet");
     agent.tell("preparing", None);
-    server.await_next("report").await.answer("503 Service Unavailable", "");
+    let first = server.await_next("report").await;
     poll.nothing();
     let poll = server.await_next("poll").await;
-    assert_eq!(poll.body["unsaid"], true, "it did not arrive");
-    server.await_next("report").await.nothing();
+    let unsaid = poll.body["unsaid"].as_u64().expect("it was not acknowledged");
+    assert!(unsaid < first.number() && first.number() < poll.number());
+    agent.tell("idle", None);
+    first.nothing();
+    let second = server.await_next("report").await;
     poll.nothing();
-    assert_eq!(server.await_next("poll").await.body.get("unsaid"), None);
+    let poll = server.await_next("poll").await;
+    let unsaid = poll.body["unsaid"].as_u64().expect("nor was this one");
+    assert!(unsaid <= second.number());
+    second.nothing();
+    // What is acknowledged is noted once the answer is read; polls go on meanwhile.
+    let mut poll = poll;
+    for _ in 0..5 {
+        poll.nothing();
+        poll = server.await_next("poll").await;
+    }
+    assert_eq!(poll.body.get("unsaid"), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use towline_protocol::api::{Role, Status};
 use towline_protocol::ids::{Group, Instance, Revision};
@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// Send the token to an address without TLS that is not on this host.
     #[arg(long, global = true)]
     pub(crate) insecure: bool,
-    /// Print one JSON object with a schema version; while watching, one a line.
+    /// Print one JSON object with a schema version; while watching, one a line. Errors are JSON then, too.
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
@@ -60,7 +60,8 @@ pub(crate) enum Command {
     Rollback {
         /// The group.
         group: Group,
-        /// Where to: an abbreviation, branch, tag or full id; by default where the group was last good.
+        /// Where to: an abbreviation, branch, tag or full id; by default what `group show` calls its fallback.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         revision: Option<String>,
         /// Stay, and tell what happens until it has ended.
         #[arg(long)]
@@ -152,9 +153,9 @@ pub(crate) enum Command {
         /// The group.
         group: Group,
     },
-    /// Write a first recipe, towline.toml, from what a repository shows.
+    /// Write a first recipe, towline.toml, at the top of a repository, from what it shows.
     Init {
-        /// The top of the repository's work tree.
+        /// The repository's work tree, or the folder of it that is the app.
         #[arg(default_value = ".")]
         dir: PathBuf,
     },
@@ -202,8 +203,9 @@ pub(crate) struct Proposal {
     /// The group.
     pub(crate) group: Group,
     /// The revision: an abbreviation, branch, tag or full id.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) revision: String,
-    /// Only these instances, until the rollout is resumed: names, or beginnings that end in `*`.
+    /// Only these instances; then it stands until it is resumed. Names, or beginnings that end in `*`.
     #[arg(long, value_name = "SELECTOR", value_parser = parse_selector)]
     pub(crate) only: Option<Selector>,
     /// Without this instance until it polls again; may be repeated.
@@ -305,6 +307,7 @@ pub(crate) enum TokenCommand {
     /// Make a token, and print it once.
     Create {
         /// Whose it is: a person's or a job's name.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// What it may do.
         #[arg(long, value_enum, default_value = "viewer")]
@@ -514,5 +517,13 @@ mod tests {
         }
         assert!(parse_expiry_s("99999999999999999999d").is_err(), "an overflow");
         assert_eq!(parse_beginning("4F2C").as_deref(), Ok("4f2c"));
+    }
+
+    #[test]
+    fn a_name_of_nothing_is_none() {
+        for words in [["release", "web", ""], ["token", "create", ""], ["rollback", "web", ""]] {
+            let words = std::iter::once("towline").chain(words);
+            assert!(Arguments::try_parse_from(words.clone()).is_err(), "{words:?}");
+        }
     }
 }

@@ -188,8 +188,11 @@ impl Client {
         let request = self.http.get(url.clone()).header(ACCEPT, "text/event-stream");
         let answer = tokio::time::timeout(self.limits.idle, self.authorized(request).send());
         let answer = match answer.await {
-            Ok(answer) => answer.map_err(|error| self.not_sent(error))?,
-            Err(_) => return Err(ClientError::TimedOut { address: self.address.clone() }),
+            Ok(answer) => answer.map_err(|error| self.not_sent(error, false))?,
+            Err(_) => {
+                let address = self.address.clone();
+                return Err(ClientError::TimedOut { address, is_change: false });
+            }
         };
         let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
@@ -199,7 +202,7 @@ impl Client {
             return Ok(Events { answer, parser, idle: self.limits.idle, address });
         }
         let status = answer.status().as_u16();
-        let body = self.judge(answer).await?;
+        let body = self.judge(answer, false).await?;
         Err(ClientError::foreign(status, &body))
     }
 
@@ -259,16 +262,17 @@ impl Client {
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.to_vec());
         }
-        let answer = request.send().await.map_err(|error| self.not_sent(error))?;
-        self.judge(answer).await
+        let is_change = key.is_some();
+        let answer = request.send().await.map_err(|error| self.not_sent(error, is_change))?;
+        self.judge(answer, is_change).await
     }
 
-    fn not_sent(&self, error: reqwest::Error) -> ClientError {
-        ClientError::of_request(error, &self.address)
+    fn not_sent(&self, error: reqwest::Error, is_change: bool) -> ClientError {
+        ClientError::of_request(error, &self.address, is_change)
     }
 
     /// Reads an answer, and says what it is.
-    async fn judge(&self, mut answer: Response) -> Result<Vec<u8>, ClientError> {
+    async fn judge(&self, mut answer: Response, is_change: bool) -> Result<Vec<u8>, ClientError> {
         let status = answer.status();
         if status.is_redirection() {
             let location = answer.headers().get(LOCATION);
@@ -277,7 +281,9 @@ impl Client {
             return Err(ClientError::Redirected { address: self.address.clone(), location });
         }
         let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(|error| self.not_sent(error))? {
+        while let Some(piece) =
+            answer.chunk().await.map_err(|error| self.not_sent(error, is_change))?
+        {
             if body.len() + piece.len() > self.limits.body_bytes_max {
                 return Err(ClientError::TooLarge { bytes_max: self.limits.body_bytes_max });
             }
@@ -310,8 +316,11 @@ impl Events {
             }
             let piece = tokio::time::timeout(self.idle, self.answer.chunk()).await;
             let piece = piece
-                .map_err(|_| ClientError::TimedOut { address: self.address.clone() })?
-                .map_err(|error| ClientError::of_request(error, &self.address))?;
+                .map_err(|_| ClientError::TimedOut {
+                    address: self.address.clone(),
+                    is_change: false,
+                })?
+                .map_err(|error| ClientError::of_request(error, &self.address, false))?;
             match piece {
                 Some(piece) => self.parser.feed(&piece).map_err(ClientError::Stream)?,
                 None => return Ok(None),

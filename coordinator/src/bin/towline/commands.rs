@@ -57,17 +57,19 @@ pub(crate) enum CommandError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// A group's file is not what is due; the source draws the line.
-    #[error("could not parse the group file {}", path.display())]
+    /// A group's file is not what is due.
+    #[error("could not parse the group file {}: {said}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
-        source: Box<toml::de::Error>,
+        /// Which line, and what is wrong with it.
+        said: String,
     },
     /// A group's file holds a value that makes no sense.
     #[error("could not use the group file {}", path.display())]
     Policy {
+        /// Whose file it was to be.
+        group: Group,
         /// The file.
         path: PathBuf,
         /// Which one, and why.
@@ -142,16 +144,27 @@ impl CommandError {
             CommandError::Quarantine { group, .. } => {
                 Some(format!("`towline quarantine list {group}` lists them"))
             }
-            CommandError::Parse { .. } | CommandError::Policy { .. } => {
-                Some("`towline group show` prints a group's file with all of its keys".to_owned())
+            CommandError::Parse { .. } => {
+                Some("the keys, and what each is by default, are in the README".to_owned())
+            }
+            CommandError::Policy { group, .. } => {
+                Some(format!("`towline group show {group}` prints the file of one that is set"))
             }
             CommandError::Read { .. } => {
                 Some("name a file that can be read, or `-` for standard input".to_owned())
             }
-            CommandError::Closed(_)
-            | CommandError::Write { .. }
-            | CommandError::Runtime(_)
-            | CommandError::Signals(_) => None,
+            CommandError::Write { .. } => Some("name a directory that can be written".to_owned()),
+            CommandError::Closed(_) | CommandError::Runtime(_) | CommandError::Signals(_) => None,
+        }
+    }
+
+    /// Returns what the coordinator said, where it said no.
+    pub(crate) fn refusal(&self) -> Option<&ErrorBody> {
+        match self {
+            CommandError::Client(ClientError::Refused(body)) | CommandError::Refused(body) => {
+                Some(body)
+            }
+            _ => None,
         }
     }
 
@@ -235,6 +248,13 @@ impl Context<'_> {
         } else {
             self.screen.print(&lines())?;
         }
+        Ok(Exit::Done)
+    }
+
+    /// Says that something is done whose answer is nothing more than that: in words, or as JSON what it was
+    /// done to.
+    pub(crate) fn done(&self, name: &str, what: &serde_json::Value, said: &str) -> Ended {
+        self.screen.done(name, what, said)?;
         Ok(Exit::Done)
     }
 

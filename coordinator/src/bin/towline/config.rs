@@ -79,13 +79,13 @@ pub(crate) enum ConfigError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The config is not what is due; the source draws the line.
-    #[error("could not parse the config {}", path.display())]
+    /// The config is not what is due.
+    #[error("could not parse the config {}: {said}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
-        source: Box<toml::de::Error>,
+        /// Which line, and what is wrong with it.
+        said: String,
     },
     /// No address of a coordinator.
     #[error("could not use {text:?} as the coordinator's address")]
@@ -128,7 +128,9 @@ impl ConfigError {
     /// Returns the next thing to try.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            ConfigError::Read { .. } => None,
+            ConfigError::Read { .. } => {
+                Some("make it a file that you may read, or move it away".to_owned())
+            }
             ConfigError::Parse { .. } => {
                 Some("use the keys coordinator, ca_file and token_file".to_owned())
             }
@@ -198,6 +200,19 @@ pub(crate) fn resolve(
     Ok(Connection { address, socket, ca_file, token })
 }
 
+/// Says in one line what is wrong with a TOML file, and where.
+pub(crate) fn wrong(text: &str, error: &toml::de::Error) -> String {
+    let said = error.message().trim();
+    match error.span() {
+        Some(span) => {
+            let before = &text.as_bytes()[..span.start.min(text.len())];
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            format!("line {line}: {said}")
+        }
+        None => said.to_owned(),
+    }
+}
+
 fn config_path(variables: &BTreeMap<String, String>) -> Option<PathBuf> {
     let home =
         |name: &str| variables.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -211,8 +226,10 @@ fn read_config(path: &Path) -> Result<File, ConfigError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
         Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
     };
-    let mut file: File = toml::from_str(&text)
-        .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+    let mut file: File = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        said: wrong(&text, &error),
+    })?;
     // Names in the config are meant from where the config is.
     let dir = path.parent().unwrap_or(Path::new("/"));
     for name in [&mut file.ca_file, &mut file.token_file].into_iter().flatten() {

@@ -23,7 +23,10 @@ pub(crate) enum Exit {
 
 /// All of them, with what they mean.
 const MEANINGS: &[(Exit, &str)] = &[
-    (Exit::Done, "done; of --watch and `rollout watch`: the rollout converged"),
+    (
+        Exit::Done,
+        "done; of --watch and `rollout watch`: the rollout converged, or all that --only chose have it",
+    ),
     (Exit::Failed, "failed, or refused by the coordinator"),
     (Exit::Usage, "wrong usage"),
     (Exit::Stopped, "the rollout that was watched halted, was rolled back or was replaced"),
@@ -43,6 +46,16 @@ impl Exit {
             Exit::TryLater => 75,
             Exit::Config => 78,
             Exit::Detached => 130,
+        }
+    }
+
+    /// Returns the word for an error that ends it so, as programs read it, where nobody has a better one.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Exit::TryLater => "unavailable",
+            Exit::Config => "configuration",
+            Exit::Usage => "usage",
+            _ => "failed",
         }
     }
 }

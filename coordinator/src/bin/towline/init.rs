@@ -25,6 +25,8 @@ use tree::Tree;
 /// A first recipe.
 #[derive(Debug)]
 pub(crate) struct Draft {
+    /// Where it belongs: at the repository's top, where it is looked for.
+    pub(crate) path: PathBuf,
     /// The text of a `towline.toml`, with comments.
     pub(crate) text: String,
     /// What was seen, and what to look at, a line each.
@@ -55,7 +57,11 @@ impl InitError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             InitError::Exists { .. } => {
-                Some("`towline-agent check` tells what is wrong with it, if anything".to_owned())
+                Some(
+                    "`towline-agent check` tells what is wrong with it, if anything; of several apps in one \
+                     repository each has a recipe of its own name, which `git.recipe` on its hosts says"
+                        .to_owned(),
+                )
             }
             InitError::Read { .. } => Some("give the top of a repository's work tree".to_owned()),
         }
@@ -126,14 +132,21 @@ const SINGLE: &str = "a single process is stopped and started instead; the signa
 ///
 /// See [`InitError`].
 pub(crate) fn draft(dir: &Path) -> Result<Draft, InitError> {
-    let path = dir.join(FILE_NAME);
+    let given = Tree::new(dir);
+    given.check().map_err(|source| InitError::Read { dir: dir.to_owned(), source })?;
+    let above = given.repository_above();
+    let place = above.as_ref().map_or_else(|| dir.to_owned(), |(top, _)| top.clone());
+    let path = place.join(FILE_NAME);
     if path.symlink_metadata().is_ok() {
         return Err(InitError::Exists { path });
     }
-    let top = Tree::new(dir);
-    top.check().map_err(|source| InitError::Read { dir: dir.to_owned(), source })?;
+    let top = Tree::new(&place);
     let mut notes = Vec::new();
-    let (root, tree) = root(&top, &mut notes);
+    let (root, tree) = match above {
+        // The folder that was given is the app.
+        Some((_, root)) => (root, given),
+        None => root(&top, &mut notes),
+    };
     let mut plan = look(&tree);
     notes.insert(0, format!("it looks like {}", plan.what));
     own_start(&tree, &mut plan);
@@ -145,8 +158,7 @@ pub(crate) fn draft(dir: &Path) -> Result<Draft, InitError> {
         // A name in the repository that nobody thought of.
         Err(error) => notes.push(format!("the draft has to be mended first: {error}")),
     }
-    notes.push("next: `towline-agent check` here, then commit towline.toml and push".to_owned());
-    Ok(Draft { text, notes })
+    Ok(Draft { path, text, notes })
 }
 
 /// What kind of app this is. What can serve comes before what may only build something.
@@ -228,13 +240,6 @@ fn own_start(tree: &Tree, plan: &mut Plan) {
 
 /// What is true of any app: what git holds, and what it must not hold.
 fn surroundings(top: &Tree, tree: &Tree, root: &str, plan: &Plan, notes: &mut Vec<String>) {
-    if let Some(above) = top.repository_above() {
-        notes.push(format!(
-            "{} is the top of the repository: the recipe is looked for there, and root is relative \
-             to it",
-            above.display()
-        ));
-    }
     if top.has_file(".gitmodules") {
         notes
             .push("there are submodules, which are refused: commit their files instead".to_owned());
@@ -750,8 +755,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join(".git")).unwrap();
         std::fs::create_dir_all(dir.path().join("app")).unwrap();
-        let draft = super::draft(&dir.path().join("app")).unwrap();
-        assert!(said(&draft, "is the top of the repository"), "{:?}", draft.notes);
+        let app = dir.path().join("services/web");
+        std::fs::create_dir_all(&app).unwrap();
+        std::fs::write(app.join("package.json"), package).unwrap();
+        let draft = super::draft(&app).unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        assert_eq!(draft.path, top.join(FILE_NAME), "where it is looked for");
+        assert_eq!(Recipe::parse(&draft.text).unwrap().root.as_str(), "services/web");
+        assert!(said(&draft, "node app"), "what was given is looked at: {:?}", draft.notes);
+        std::fs::write(top.join(FILE_NAME), "mine").unwrap();
+        assert!(matches!(super::draft(&app), Err(InitError::Exists { .. })));
     }
 
     #[test]

@@ -56,11 +56,11 @@ fn connect(
     // For the whole process, and before any thread: it cannot have been installed before.
     drop(rustls::crypto::ring::default_provider().install_default());
     let connection = config::resolve(&arguments.options, variables).map_err(|error| {
-        screen.complain(&error, error.hint().as_deref());
+        screen.complain(&error, Exit::Config, error.hint().as_deref(), None);
         Exit::Config
     })?;
     Client::new(&connection, Limits::default()).map_err(|error| {
-        screen.complain(&error, error.hint().as_deref());
+        screen.complain(&error, error.exit(), error.hint().as_deref(), None);
         error.exit()
     })
 }
@@ -79,7 +79,7 @@ fn conclude(screen: &Screen, ended: Ended) -> Exit {
         // Whoever read had enough, as `head` does.
         Err(CommandError::Closed(closed)) if closed.is_reader_gone() => Exit::Done,
         Err(error) => {
-            screen.complain(&error, error.hint().as_deref());
+            screen.complain(&error, error.exit(), error.hint().as_deref(), error.refusal());
             error.exit()
         }
     }

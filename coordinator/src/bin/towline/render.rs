@@ -18,10 +18,13 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use owo_colors::{OwoColorize, Style};
 use serde::Serialize;
-use towline_protocol::api::SCHEMA_VERSION;
+use serde_json::Value;
+use towline_protocol::api::{ErrorBody, SCHEMA_VERSION};
 
+use crate::exit::Exit;
 use crate::render::text::clean;
 
+pub(crate) mod excerpt;
 pub(crate) mod instances;
 pub(crate) mod lists;
 pub(crate) mod plan;
@@ -88,11 +91,23 @@ impl Closed {
     }
 }
 
+/// An error, as programs read it.
+#[derive(Debug, Serialize)]
+struct Complaint<'a> {
+    code: Value,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+}
+
 /// Where answers and remarks go.
 pub(crate) struct Screen {
     out: RefCell<Box<dyn Write>>,
     beside: RefCell<Box<dyn Write>>,
     is_json: bool,
+    is_terminal: bool,
     has_colours: bool,
     has_colours_beside: bool,
     progress: Option<ProgressBar>,
@@ -110,6 +125,7 @@ impl Screen {
             out: RefCell::new(Box::new(io::stdout())),
             beside: RefCell::new(Box::new(io::stderr())),
             is_json,
+            is_terminal: io::stdout().is_terminal(),
             has_colours: allows_colours && io::stdout().is_terminal(),
             has_colours_beside: allows_colours && has_terminal_beside,
             progress,
@@ -123,6 +139,7 @@ impl Screen {
             out: RefCell::new(out),
             beside: RefCell::new(beside),
             is_json,
+            is_terminal: false,
             has_colours: false,
             has_colours_beside: false,
             progress: None,
@@ -132,6 +149,11 @@ impl Screen {
     /// Are answers JSON?
     pub(crate) fn is_json(&self) -> bool {
         self.is_json
+    }
+
+    /// How many columns a table may have: what no terminal shows is cut nowhere.
+    pub(crate) fn width(&self) -> usize {
+        if self.is_terminal { WIDTH } else { usize::MAX }
     }
 
     /// Is there somebody at a terminal who sees the line of progress?
@@ -159,32 +181,62 @@ impl Screen {
         self.write(&(json(name, answer) + "\n"))
     }
 
+    /// Says that something is done, beside an answer of nothing; for programs that is what it was done to.
+    pub(crate) fn done(&self, name: &str, what: &Value, said: &str) -> Result<(), Closed> {
+        if self.is_json {
+            return self.print_json(name, what);
+        }
+        self.remark(said);
+        Ok(())
+    }
+
     /// Says something beside the answer.
     pub(crate) fn remark(&self, text: &str) {
+        if self.is_json {
+            return self.write_beside(&json("note", &text));
+        }
         self.say_beside(&Line::new(Tone::Faint, text));
     }
 
     /// Warns, beside the answer.
     pub(crate) fn warn(&self, text: &str) {
+        if self.is_json {
+            return self.write_beside(&json("warning", &text));
+        }
         self.say_beside(&Line::new(Tone::Doubtful, format!("warning: {text}")));
     }
 
-    /// Prints an error once, with its causes and the next thing to try.
-    pub(crate) fn complain(&self, error: &dyn std::error::Error, hint: Option<&str>) {
+    /// Prints an error once, in one line, with its causes and the next thing to try; for programs in the
+    /// shape that all errors have. `refusal`: what the coordinator said, where it said no.
+    pub(crate) fn complain(
+        &self,
+        error: &dyn std::error::Error,
+        exit: Exit,
+        hint: Option<&str>,
+        refusal: Option<&ErrorBody>,
+    ) {
         self.end_progress();
-        let mut text = format!("error: {error}");
+        let mut message = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
+            message.push_str(&format!(": {error}"));
             cause = error.source();
         }
-        // A parser's message draws the line with a caret: its lines are kept.
-        for (index, line) in text::cut(clean(&text).trim_end(), 4_000).lines().enumerate() {
-            let tone = if index == 0 { Tone::Bad } else { Tone::Plain };
-            self.say_beside(&Line::new(tone, line));
+        let message = text::line(&message, 1_000);
+        let hint = hint.map(|hint| text::line(hint, 1_000));
+        if self.is_json {
+            let code = refusal.and_then(|refusal| serde_json::to_value(refusal.code).ok());
+            let error = Complaint {
+                code: code.unwrap_or_else(|| exit.word().into()),
+                message: &message,
+                hint: hint.as_deref(),
+                field: refusal.and_then(|refusal| refusal.field.as_deref()),
+            };
+            return self.write_beside(&json("error", &error));
         }
+        self.say_beside(&Line::new(Tone::Bad, format!("error: {message}")));
         if let Some(hint) = hint {
-            self.say_beside(&Line::plain(format!("hint: {}", text::line(hint, 1_000))));
+            self.say_beside(&Line::plain(format!("hint: {hint}")));
         }
     }
 
@@ -223,7 +275,11 @@ impl Screen {
     }
 
     fn say_beside(&self, line: &Line) {
-        let text = coloured(line, self.has_colours_beside) + "\n";
+        self.write_beside(&coloured(line, self.has_colours_beside));
+    }
+
+    fn write_beside(&self, line: &str) {
+        let text = format!("{line}\n");
         // Where nobody can be told, there is nobody to tell so.
         let write = || drop(self.beside.borrow_mut().write_all(text.as_bytes()));
         match &self.progress {
@@ -256,7 +312,9 @@ fn json<T: Serialize>(name: &str, answer: &T) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if text::is_unseen(c) {
-            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+            let mut units = [0; 2];
+            let units = c.encode_utf16(&mut units);
+            units.iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
         } else {
             escaped.push(c);
         }
@@ -270,10 +328,13 @@ mod tests {
 
     #[test]
     fn json_has_a_version_and_moves_no_cursor() {
-        let text = json("why", &serde_json::json!({"a": "x\u{1b}[2J\u{9b}2J\u{202e}\n"}));
-        assert_eq!(text, r#"{"schema_version":1,"why":{"a":"x\u001b[2J\u009b2J\u202e\n"}}"#);
+        let text = json("why", &serde_json::json!({"a": "x\u{1b}[2J\u{9b}2J\u{202e}\u{e0041}\n"}));
+        assert_eq!(
+            text,
+            r#"{"schema_version":1,"why":{"a":"x\u001b[2J\u009b2J\u202e\udb40\udc41\n"}}"#
+        );
         let back: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(back["why"]["a"], "x\u{1b}[2J\u{9b}2J\u{202e}\n", "nothing is lost");
+        assert_eq!(back["why"]["a"], "x\u{1b}[2J\u{9b}2J\u{202e}\u{e0041}\n", "nothing is lost");
     }
 
     #[test]

@@ -197,7 +197,7 @@ fn a_group_has_room_for_so_many_and_whoever_is_in_it_goes_on() {
             instance: instance(name),
             seq: 9,
             seen: None,
-            unsaid: false,
+            unsaid: None,
         };
         board.join(&poll, now)
     };

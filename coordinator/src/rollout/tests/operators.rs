@@ -418,3 +418,18 @@ fn a_release_that_everything_takes_is_proven_and_kept() {
     assert!(world.agents.values().all(|agent| agent.report.health == Health::Healthy));
     assert!(world.has(&key::past(&world.state().group.clone(), 2)), "what has ended is kept");
 }
+
+#[test]
+fn a_refusal_names_what_would_not_be_refused_as_well() {
+    let mut world = begun(policy(&[50]));
+    let restart =
+        |world: &World| operations::restart(world.state(), &world.act()).unwrap_err().hint.unwrap();
+    assert!(restart(&world).contains("towline rollout watch"));
+    world.operate(operations::pause);
+    let hint = restart(&world);
+    assert!(hint.contains("rollout resume") && !hint.contains("watch"), "it does not end: {hint}");
+    quarantine(&mut world, 'b');
+    let to = revision('b');
+    let error = operations::rollback(world.state(), Some(&to), &world.act()).unwrap_err();
+    assert!(error.hint.unwrap().contains("quarantine lift"));
+}

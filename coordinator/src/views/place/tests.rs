@@ -138,7 +138,7 @@ fn an_instance_says_why_it_is_where_it_is() {
             state(canary(), State::Paused)
                 .change(|rollout| rollout.reason = "paused by ada: lunch".to_owned()),
             "its batch, canary, is open",
-            "its rollout is paused: paused by ada: lunch",
+            "its rollout is paused by ada: lunch",
             "to go on: towline rollout resume web",
         ),
         (
@@ -420,4 +420,41 @@ fn a_group_says_why_it_is_where_it_is() {
             "{rule}: {next:?} in {why:#?}"
         );
     }
+}
+
+#[test]
+fn a_restart_that_was_ordered_waits_while_the_rollout_stands() {
+    let ordered = |state| {
+        let fleet = canary().serves("i-2", OLD).told("i-2", |record| record.orders.restart = 1);
+        of(&fleet.change(|rollout| rollout.state = state), "i-2")
+    };
+    let held = "while the rollout stands, no permit is given to restart either";
+    let why = ordered(State::Paused);
+    assert!(why.reasons.iter().any(|reason| reason == held), "{why:#?}");
+    assert!(why.next.contains(&"to go on: towline rollout resume web".to_owned()), "{why:#?}");
+    let told: std::collections::BTreeSet<&String> = why.reasons.iter().collect();
+    assert_eq!(told.len(), why.reasons.len(), "each is told once: {why:#?}");
+    let why = ordered(State::Running);
+    assert!(!why.reasons.iter().any(|reason| reason == held), "{why:#?}");
+}
+
+#[test]
+fn a_reason_does_not_say_twice_how_a_rollout_stands() {
+    let fleet = canary().change(|rollout| {
+        rollout.state = State::Paused;
+        rollout.reason = "paused by ada: lunch".to_owned();
+    });
+    let why = why::group(&fleet.look()).unwrap();
+    assert!(why.reasons.contains(&"its rollout is paused by ada: lunch".to_owned()), "{why:#?}");
+}
+
+#[test]
+fn of_many_in_quarantine_the_newest_is_told() {
+    let why = why::group(&three().quarantined(NEW).quarantined(GOOD).look()).unwrap();
+    let newest = revision(GOOD);
+    let lifts = |next: &&String| next.contains("quarantine lift");
+    assert_eq!(why.next.iter().filter(lifts).count(), 1, "{why:#?}");
+    assert!(why.reasons.iter().any(|reason| reason.starts_with(newest.short())), "{why:#?}");
+    let others = "1 other commit is in quarantine: towline quarantine list web".to_owned();
+    assert!(why.reasons.contains(&others), "{why:#?}");
 }

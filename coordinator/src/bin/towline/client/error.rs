@@ -61,11 +61,19 @@ pub(crate) enum ClientError {
         /// Why.
         source: Cause,
     },
+    /// What answers there speaks TLS and should not, or does not and should.
+    #[error("could not talk to {address}: what answers there does not speak {}", .address.scheme())]
+    OtherScheme {
+        /// Where.
+        address: Url,
+    },
     /// The connection ended in the middle.
     #[error("could not hear the coordinator at {address} out")]
     Broken {
         /// Where.
         address: Url,
+        /// Was something to be changed by it?
+        is_change: bool,
         /// Why.
         source: Cause,
     },
@@ -74,6 +82,8 @@ pub(crate) enum ClientError {
     TimedOut {
         /// Where.
         address: Url,
+        /// Was something to be changed by it?
+        is_change: bool,
     },
     /// The coordinator says no.
     #[error("{}", .0.message)]
@@ -115,19 +125,26 @@ pub(crate) enum ClientError {
 }
 
 impl ClientError {
-    /// Sorts a library's error.
-    pub(crate) fn of_request(error: reqwest::Error, address: &Url) -> Self {
+    /// Sorts a library's error. `is_change`: was something to be changed by the request?
+    pub(crate) fn of_request(error: reqwest::Error, address: &Url, is_change: bool) -> Self {
         let address = address.clone();
-        if is_distrust(&error) {
-            return ClientError::Untrusted { address, source: Cause(error) };
+        match find::<rustls::Error>(&error) {
+            // It begins as no TLS does.
+            Some(rustls::Error::InvalidMessage(_)) => return ClientError::OtherScheme { address },
+            Some(_) => return ClientError::Untrusted { address, source: Cause(error) },
+            None => {}
+        }
+        // It begins as no HTTP does, and what was asked without TLS has asked for nothing.
+        if address.scheme() == "http" && find(&error).is_some_and(hyper::Error::is_parse) {
+            return ClientError::OtherScheme { address };
         }
         if error.is_connect() {
             return ClientError::Unreachable { address, source: Cause(error) };
         }
         if error.is_timeout() {
-            return ClientError::TimedOut { address };
+            return ClientError::TimedOut { address, is_change };
         }
-        ClientError::Broken { address, source: Cause(error) }
+        ClientError::Broken { address, is_change, source: Cause(error) }
     }
 
     /// Describes an answer that is not the coordinator's.
@@ -172,6 +189,7 @@ impl ClientError {
                     Code::Unauthenticated => {
                         Some("name a token with --token-file or TOWLINE_TOKEN_FILE".to_owned())
                     }
+                    Code::Forbidden => Some("it takes another token: see --token-file".to_owned()),
                     Code::Unavailable | Code::TooMany => Some("try again in a moment".to_owned()),
                     _ => None,
                 });
@@ -183,9 +201,18 @@ impl ClientError {
             ClientError::Untrusted { .. } => {
                 "name the CA that signed for it with --ca-file, and the host as in its certificate"
             }
-            ClientError::Broken { .. } | ClientError::TimedOut { .. } => {
+            ClientError::OtherScheme { address } => {
+                let other = if address.scheme() == "https" { "http" } else { "https" };
+                let mut named = address.clone();
+                // Between these two it does not fail.
+                named.set_scheme(other).ok();
+                return Some(format!("if the coordinator listens there, use {named}"));
+            }
+            ClientError::Broken { is_change: true, .. }
+            | ClientError::TimedOut { is_change: true, .. } => {
                 "it may have been carried out all the same: look before trying again"
             }
+            ClientError::Broken { .. } | ClientError::TimedOut { .. } => "try again in a moment",
             ClientError::Foreign { .. } => {
                 "something else answers there: --coordinator or TOWLINE_COORDINATOR say where to ask"
             }
@@ -210,18 +237,19 @@ impl ClientError {
             _ if self.is_temporary() => Exit::TryLater,
             ClientError::Certificates { .. }
             | ClientError::Untrusted { .. }
+            | ClientError::OtherScheme { .. }
             | ClientError::Redirected { .. } => Exit::Config,
             _ => Exit::Failed,
         }
     }
 }
 
-/// Does TLS say no, at one level or another?
-fn is_distrust(error: &reqwest::Error) -> bool {
+/// Finds an error of a kind among the causes of one, at whatever level.
+fn find<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if error.is::<rustls::Error>() {
-            return true;
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         // What an `io::Error` holds is not its source: that is the source of what it holds.
         let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
@@ -230,5 +258,5 @@ fn is_distrust(error: &reqwest::Error) -> bool {
             None => error.source(),
         };
     }
-    false
+    None
 }

@@ -283,6 +283,45 @@ async fn a_stream_is_read_event_by_event() {
 }
 
 #[tokio::test]
+async fn who_speaks_tls_where_none_is_due_or_the_other_way_round_is_told() {
+    // What a server that wants TLS says to a request without: an alert.
+    let alert = Reply::Say(vec![21, 3, 3, 0, 2, 2, 22]);
+    let server = Server::start(vec![alert]).await;
+    let error = get(&server).await.unwrap_err();
+    assert!(matches!(error, ClientError::OtherScheme { .. }), "{error:?}");
+    assert_eq!(error.exit(), Exit::Config);
+    let hint = error.hint().unwrap();
+    assert!(hint.contains(&server.address.as_str().replace("http:", "https:")), "{hint}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let work = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        drop(socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+        let mut piece = [0; 4096];
+        drop(socket.read(&mut piece).await);
+    });
+    let plain = client(format!("https://127.0.0.1:{port}").parse().unwrap());
+    let error = plain.get::<GroupView>(&["groups", "web"], &[]).await.unwrap_err();
+    work.abort();
+    assert!(matches!(error, ClientError::OtherScheme { .. }), "{error:?}");
+    let hint = error.hint().unwrap();
+    assert!(hint.contains(&format!("http://127.0.0.1:{port}")), "{hint}");
+}
+
+#[tokio::test]
+async fn of_what_broke_off_only_a_change_may_have_been_carried_out() {
+    let hang_up = || vec![Reply::HangUp, Reply::HangUp, Reply::HangUp];
+    let server = Server::start(hang_up()).await;
+    let error = get(&server).await.unwrap_err();
+    assert!(matches!(error, ClientError::Broken { is_change: false, .. }), "{error:?}");
+    assert!(!error.hint().unwrap().contains("carried out"), "it only read");
+    let server = Server::start(hang_up()).await;
+    let ended = server.client().change_only(Method::POST, &["tokens"], &()).await;
+    assert!(ended.unwrap_err().hint().unwrap().contains("carried out"));
+}
+
+#[tokio::test]
 async fn a_certificate_of_an_unknown_ca_is_not_trusted() {
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use towline_protocol::recipe;
+use serde_json::json;
 
 use crate::arguments::command_line;
 use crate::commands::{CommandError, Ended};
@@ -14,7 +14,12 @@ use crate::render::Screen;
 
 /// Prints completions for a shell.
 pub(crate) fn completions(screen: &Screen, shell: clap_complete::Shell) -> Ended {
-    screen.print_raw(&script(shell))?;
+    let script = script(shell);
+    if screen.is_json() {
+        screen.print_json("completions", &script)?;
+    } else {
+        screen.print_raw(&script)?;
+    }
     Ok(Exit::Done)
 }
 
@@ -27,20 +32,24 @@ fn script(shell: clap_complete::Shell) -> String {
 /// Writes a first recipe, and tells what was seen. One that is there is left alone.
 pub(crate) fn recipe(screen: &Screen, dir: &Path) -> Ended {
     let draft = crate::init::draft(dir)?;
-    let path = dir.join(recipe::FILE_NAME);
+    let path = &draft.path;
+    let top = path.parent().unwrap_or(dir);
     let write = || -> io::Result<()> {
         // It may have come into being since the draft looked.
-        fs::File::create_new(&path)?.write_all(draft.text.as_bytes())
+        fs::File::create_new(path)?.write_all(draft.text.as_bytes())
     };
-    write().map_err(|source| CommandError::Write { dir: dir.to_owned(), source })?;
-    for note in &draft.notes {
-        screen.remark(note);
+    write().map_err(|source| CommandError::Write { dir: top.to_owned(), source })?;
+    if !screen.is_json() {
+        for note in &draft.notes {
+            screen.remark(note);
+        }
     }
-    screen.remark(&format!(
-        "wrote {}; next: towline-agent check {}",
+    let said = format!(
+        "wrote {}; next: towline-agent check {}, then commit it and push",
         path.display(),
-        dir.display()
-    ));
+        top.display()
+    );
+    screen.done("recipe", &json!({"path": path, "notes": draft.notes}), &said)?;
     Ok(Exit::Done)
 }
 
@@ -48,7 +57,8 @@ pub(crate) fn recipe(screen: &Screen, dir: &Path) -> Ended {
 pub(crate) fn man(screen: &Screen, dir: &Path) -> Ended {
     let failed = |source| CommandError::Write { dir: dir.to_owned(), source };
     let pages = write_pages(dir).map_err(failed)?;
-    screen.remark(&format!("{pages} man pages are in {}", dir.display()));
+    let said = format!("{pages} man pages are in {}", dir.display());
+    screen.done("man", &json!({"dir": dir, "pages": pages}), &said)?;
     Ok(Exit::Done)
 }
 
@@ -67,6 +77,7 @@ fn write_pages(dir: &Path) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use clap::ValueEnum;
+    use towline_protocol::recipe;
 
     use super::*;
 

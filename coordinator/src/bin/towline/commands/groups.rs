@@ -5,6 +5,7 @@ use std::path::Path;
 
 use reqwest::Method;
 use serde::Serialize;
+use serde_json::json;
 use towline_protocol::api::{Because, SkewView};
 use towline_protocol::fleet::Quarantined;
 use towline_protocol::ids::Group;
@@ -12,8 +13,7 @@ use towline_protocol::policy::Policy;
 
 use crate::arguments::{GroupCommand, QuarantineCommand};
 use crate::commands::{CommandError, Context, Ended};
-use crate::config::read_small;
-use crate::exit::Exit;
+use crate::config::{read_small, wrong};
 use crate::render::{Line, lists, skew};
 
 /// The largest group file on standard input, in bytes.
@@ -24,7 +24,7 @@ pub(crate) async fn run(context: &Context<'_>, command: GroupCommand) -> Ended {
     match command {
         GroupCommand::Set { group, file } => {
             // Checked here first: nothing is sent that would be refused, and the line is known.
-            let policy = read_policy(&file)?;
+            let policy = read_policy(&group, &file)?;
             let path = ["groups", group.as_str()];
             context.client.change_only(Method::PUT, &path, &policy).await?;
             context.screen.remark(&format!("{group} is set"));
@@ -33,12 +33,11 @@ pub(crate) async fn run(context: &Context<'_>, command: GroupCommand) -> Ended {
         GroupCommand::Show { group } => show(context, &group).await,
         GroupCommand::List => {
             let groups = context.groups(None).await?;
-            context.answer("groups", &groups, || lists::groups(&groups))
+            context.answer("groups", &groups, || lists::groups(&groups, context.screen.width()))
         }
         GroupCommand::Remove { group } => {
             context.client.delete(&["groups", group.as_str()]).await?;
-            context.screen.remark(&format!("{group} is removed"));
-            Ok(Exit::Done)
+            context.done("removed", &json!({"group": group}), &format!("{group} is removed"))
         }
     }
 }
@@ -48,7 +47,7 @@ async fn show(context: &Context<'_>, group: &Group) -> Ended {
     context.answer("group", &view, || lists::group(&view, context.now()))
 }
 
-fn read_policy(path: &Path) -> Result<Policy, CommandError> {
+fn read_policy(group: &Group, path: &Path) -> Result<Policy, CommandError> {
     let read = || {
         if path != Path::new("-") {
             return read_small(path);
@@ -58,11 +57,15 @@ fn read_policy(path: &Path) -> Result<Policy, CommandError> {
         Ok(text)
     };
     let text = read().map_err(|source| CommandError::Read { path: path.to_owned(), source })?;
-    let policy: Policy = toml::from_str(&text).map_err(|source| CommandError::Parse {
+    let policy: Policy = toml::from_str(&text).map_err(|error| CommandError::Parse {
         path: path.to_owned(),
-        source: Box::new(source),
+        said: wrong(&text, &error),
     })?;
-    policy.check().map_err(|source| CommandError::Policy { path: path.to_owned(), source })
+    policy.check().map_err(|source| CommandError::Policy {
+        group: group.clone(),
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Shows which revisions run, group by group.
@@ -88,7 +91,7 @@ pub(crate) async fn skew(context: &Context<'_>, group: Option<Group>) -> Ended {
             if index > 0 {
                 lines.push(Line::plain(""));
             }
-            lines.extend(skew::skew(view, context.now()));
+            lines.extend(skew::skew(view, context.now(), context.screen.width()));
         }
         lines
     })
@@ -110,7 +113,9 @@ pub(crate) async fn quarantine(context: &Context<'_>, command: QuarantineCommand
                 groups.into_iter().map(|view| (view.group, view.quarantine)).collect();
             let refused = all.iter().map(|(group, quarantine)| Refused { group, quarantine });
             let refused: Vec<_> = refused.collect();
-            context.answer("quarantines", &refused, || lists::quarantine(&all, context.now()))
+            context.answer("quarantines", &refused, || {
+                lists::quarantine(&all, context.now(), context.screen.width())
+            })
         }
         QuarantineCommand::Lift { group, revision, reason } => {
             let view = context.group(&group).await?;
@@ -119,8 +124,8 @@ pub(crate) async fn quarantine(context: &Context<'_>, command: QuarantineCommand
             })?;
             let path = ["groups", group.as_str(), "quarantine", found.as_str(), "lift"];
             context.client.change_only(Method::POST, &path, &Because { reason }).await?;
-            context.screen.remark(&format!("{} may be released again", found.short()));
-            Ok(Exit::Done)
+            let what = json!({"group": group, "revision": found});
+            context.done("lifted", &what, &format!("{} may be released again", found.short()))
         }
     }
 }
@@ -138,7 +143,7 @@ mod tests {
         let path = dir.path().join("web.toml");
         let read = |text: &str| {
             fs::write(&path, text).unwrap();
-            read_policy(&path)
+            read_policy(&"web".parse().unwrap(), &path)
         };
         assert_eq!(read("batches = [\"50%\"]").unwrap().batches.len(), 2);
         let cases = [
@@ -151,16 +156,22 @@ mod tests {
             ("a share above all", "max_unavailable = \"101%\"", &["101%", "line 1"]),
             ("batches that go down", "batches = [\"50%\", \"25%\"]", &["batches", "grow"]),
             ("no TOML", "canary = ", &["line 1"]),
+            ("a line that goes down deep", &format!("canary = {}", "[".repeat(3_000)), &["line 1"]),
         ];
         for (rule, text, expected) in cases {
             let error = read(text).expect_err(rule);
-            let source = error.source().unwrap().to_string();
+            let cause = error.source().map(ToString::to_string).unwrap_or_default();
+            let said = format!("{error}: {cause}");
             for word in expected {
-                assert!(source.contains(word), "{rule}: {word} in {source}");
+                assert!(said.contains(word), "{rule}: {word} in {said}");
             }
+            assert_eq!(said.lines().count(), 1, "{rule}: one line: {said}");
             assert!(error.hint().is_some(), "{rule}");
         }
         fs::remove_file(&path).unwrap();
-        assert!(matches!(read_policy(&path), Err(CommandError::Read { .. })));
+        assert!(matches!(
+            read_policy(&"web".parse().unwrap(), &path),
+            Err(CommandError::Read { .. })
+        ));
     }
 }

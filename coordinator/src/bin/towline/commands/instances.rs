@@ -1,8 +1,10 @@
 //! Instances: who they are, why they are where they are, and orders to one of them.
 
 use reqwest::Method;
+use serde_json::json;
 use towline_protocol::api::{Because, InstanceView, LogView, PermitView, Status, WhyView};
 use towline_protocol::ids::{Group, Instance};
+use towline_protocol::rollout::State;
 
 use crate::arguments::PermitCommand;
 use crate::commands::{CommandError, Context, Ended};
@@ -30,7 +32,7 @@ pub(crate) async fn list(
         };
         views.retain(serves);
     }
-    context.answer("instances", &views, || instances::list(&views))
+    context.answer("instances", &views, || instances::list(&views, context.screen.width()))
 }
 
 /// Says why a group or an instance is where it is.
@@ -81,10 +83,30 @@ pub(crate) async fn order(
     let said = match order {
         "restart" => format!("{instance} in {group} restarts its app, once it has a permit"),
         "retry" => format!("{instance} in {group} tries again"),
-        _ => format!("{instance} is forgotten; it comes back if it polls again"),
+        _ => format!(
+            "{instance} is forgotten, and its token has ended; a host that has the join secret joins again \
+             (towline join-secret {group} makes a new one)"
+        ),
     };
-    context.screen.remark(&said);
+    let what = json!({"group": group, "instance": instance, "order": order});
+    context.done("ordered", &what, &said)?;
+    // What is only an addition must not hide that it is done.
+    if order == "restart"
+        && let Ok(view) = context.group(&group).await
+        && let Some(rollout) = view.rollout.filter(|rollout| rollout.state != State::Running)
+    {
+        context.screen.warn(&held(&group, rollout.state));
+    }
     Ok(Exit::Done)
+}
+
+/// Says that nothing is swapped or restarted while a rollout stands.
+fn held(group: &Group, state: State) -> String {
+    let state = state.as_str();
+    format!(
+        "the rollout of {group} is {state}, and no permit is given meanwhile; next: towline rollout \
+         resume {group}, or towline rollout abort {group}"
+    )
 }
 
 /// Lists or closes permits.
@@ -107,8 +129,8 @@ pub(crate) async fn permit(context: &Context<'_>, command: PermitCommand) -> End
             let path = ["groups", group.as_str(), "permits", instance.as_str(), "close"];
             let because = Because { reason: Some(reason) };
             context.client.change_only(Method::POST, &path, &because).await?;
-            context.screen.remark(&format!("the permit of {instance} in {group} is closed"));
-            Ok(Exit::Done)
+            let said = format!("the permit of {instance} in {group} is closed");
+            context.done("closed", &json!({"group": group, "instance": instance}), &said)
         }
     }
 }

@@ -16,7 +16,9 @@ pub(crate) async fn run(context: &Context<'_>, command: RolloutCommand) -> Ended
     match command {
         RolloutCommand::Show { group, generation } => {
             let view = read(context, &group, generation).await?;
-            context.answer("rollout", &view, || rollout::show(&view, context.now()))
+            context.answer("rollout", &view, || {
+                rollout::show(&view, context.now(), context.screen.width())
+            })
         }
         RolloutCommand::Watch { group } => {
             let view = read(context, &group, None).await?;

@@ -18,6 +18,8 @@ use super::*;
 use crate::arguments::Arguments;
 use crate::render::sample;
 
+mod again;
+
 /// What the coordinator says, and what it heard.
 #[derive(Default)]
 struct Script {
@@ -136,7 +138,7 @@ async fn run(script: Script, line: &str) -> Outcome {
     let mut hint = None;
     let exit = ended.unwrap_or_else(|error| {
         hint = error.hint();
-        screen.complain(&error, error.hint().as_deref());
+        screen.complain(&error, error.exit(), error.hint().as_deref(), error.refusal());
         error.exit()
     });
     let heard = script.lock().unwrap().heard.clone();
@@ -346,10 +348,8 @@ async fn an_end_that_was_not_heard_is_asked_for() {
 #[tokio::test]
 async fn what_happened_before_the_stream_began_is_not_missed() {
     let mut script = script();
-    script.rollouts.insert(118, ended(Stands::Converged));
-    let mut older = ended(Stands::Converged);
-    older.order.generation = 117;
-    script.streams = vec![vec![older]].into();
+    // A stream begins with how things stand.
+    script.streams = vec![vec![ended(Stands::Converged)]].into();
     let outcome = run(script, "release web 4f2c --watch").await;
     assert_eq!(outcome.exit, Exit::Done, "{outcome:?}");
 }
@@ -500,9 +500,15 @@ async fn the_other_commands_ask_for_what_they_need() {
     for (line, asked) in quiet {
         let mut script = script();
         script.answers.insert(asked.to_owned(), value(&sample::rollout()));
+        let mut again = self::script();
+        again.answers = script.answers.clone();
+        again.rollouts = script.rollouts.clone();
         let outcome = run(script, line).await;
         assert_eq!(outcome.exit, Exit::Done, "{line}: {outcome:?}");
         assert!(outcome.asked().contains(&asked), "{line}: {outcome:?}");
+        let outcome = run(again, &format!("{line} --json")).await;
+        let printed: Value = serde_json::from_str(&outcome.out).unwrap();
+        assert_eq!(printed.as_object().unwrap().len(), 2, "one object: {line}: {printed}");
     }
     let empty = json!({"items": [], "next": null});
     let lists = [

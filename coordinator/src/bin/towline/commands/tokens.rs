@@ -2,6 +2,7 @@
 //! output, so that it can go into a file without being seen.
 
 use reqwest::Method;
+use serde_json::json;
 use towline_protocol::api::{JoinSecret, TokenCreated, TokenRequest, TokenView};
 use towline_protocol::ids::Group;
 
@@ -34,13 +35,14 @@ pub(crate) async fn run(context: &Context<'_>, command: TokenCommand) -> Ended {
         }
         TokenCommand::List => {
             let views: Vec<TokenView> = context.client.list(&["tokens"], &[]).await?;
-            context.answer("tokens", &views, || lists::tokens(&views, context.now()))
+            context.answer("tokens", &views, || {
+                lists::tokens(&views, context.now(), context.screen.width())
+            })
         }
         TokenCommand::Revoke { id } => {
             let path = ["tokens", id.as_str(), "revoke"];
             context.client.change_only(Method::POST, &path, &serde_json::json!({})).await?;
-            context.screen.remark(&format!("token {id} is revoked"));
-            Ok(Exit::Done)
+            context.done("revoked", &json!({"id": id}), &format!("token {id} is revoked"))
         }
     }
 }

@@ -9,6 +9,7 @@
 //! Invariants
 //! - Only the coordinator's word ends a watch, apart from Ctrl-C and a coordinator that stays away.
 //! - A rollout that was aborted, halted or replaced never ends in 0.
+//! - What is told never goes back: a stream begins with how things stand, and nothing is asked beside it.
 
 use towline_protocol::api::{GroupView, InstanceView, LogView, RolloutView};
 use towline_protocol::ids::Group;
@@ -36,6 +37,7 @@ pub(crate) async fn follow(context: &Context<'_>, begun: RolloutView) -> Ended {
         group: group.clone(),
         story: Story::default(),
         now: begun.clone(),
+        told: None,
         failed: None,
         attempts: 0,
     };
@@ -65,6 +67,8 @@ struct Watch<'a> {
     story: Story,
     /// The rollout that is watched, as it was last.
     now: RolloutView,
+    /// What programs were told last.
+    told: Option<RolloutView>,
     /// The one that was watched before it was aborted.
     failed: Option<RolloutView>,
     /// How often in a row nobody has answered.
@@ -105,17 +109,12 @@ impl Watch<'_> {
     async fn listen(&mut self) -> Result<Option<Exit>, CommandError> {
         let path = ["groups", self.group.as_str(), "rollout", "watch"];
         let mut events: Events = self.context.client.watch(&path).await?;
-        // Whatever happened before the stream began is not in it.
-        let view = rollouts::read(self.context, &self.group, None).await?;
-        if std::mem::take(&mut self.attempts) > 0 {
-            self.context.screen.remark("the coordinator is back");
-        }
-        if let Some(exit) = self.see(view).await? {
-            return Ok(Some(exit));
-        }
         while let Some(event) = events.next().await? {
             if event.name != EVENT {
                 continue;
+            }
+            if std::mem::take(&mut self.attempts) > 0 {
+                self.context.screen.remark("the coordinator is back");
             }
             let view: RolloutView =
                 serde_json::from_str(&event.data).map_err(ClientError::Malformed)?;
@@ -164,7 +163,8 @@ impl Watch<'_> {
             self.tell(&view)?;
             self.now = view;
             let now = &self.now;
-            if !(now.state.is_ended() || now.state == State::Halted) {
+            let is_over = now.state.is_ended() || now.state == State::Halted;
+            if !is_over && !rollout::has_chosen(now) {
                 return Ok(None);
             }
             let (State::Aborted, Some(next), None) = (now.state, now.next_generation, &self.failed)
@@ -189,7 +189,11 @@ impl Watch<'_> {
     fn tell(&mut self, view: &RolloutView) -> Result<(), CommandError> {
         let screen = self.context.screen;
         if screen.is_json() {
-            return Ok(screen.print_json("rollout", view)?);
+            if self.told.as_ref() != Some(view) {
+                screen.print_json("rollout", view)?;
+                self.told = Some(view.clone());
+            }
+            return Ok(());
         }
         screen.print(&self.story.tell(view))?;
         if !view.state.is_ended() {
@@ -205,7 +209,8 @@ impl Watch<'_> {
         let view = self.failed.as_ref().unwrap_or(&self.now);
         let back = self.failed.as_ref().map(|_| &self.now);
         let exit = match view.state {
-            State::Converged => Exit::Done,
+            // Paused: because all that --only chose have it, and that is what was asked for.
+            State::Converged | State::Paused => Exit::Done,
             _ => Exit::Stopped,
         };
         if context.screen.is_json() {

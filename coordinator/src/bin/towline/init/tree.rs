@@ -140,12 +140,13 @@ impl Tree {
         (files, folders)
     }
 
-    /// Returns the top of the repository, where this is a folder of it.
-    pub(super) fn repository_above(&self) -> Option<PathBuf> {
+    /// Returns the top of the repository, and the path from there, where this is a folder of it.
+    pub(super) fn repository_above(&self) -> Option<(PathBuf, String)> {
         let dir = self.dir.canonicalize().ok()?;
         let is_top = |dir: &&Path| dir.join(".git").symlink_metadata().is_ok();
         let top = dir.ancestors().find(is_top)?;
-        (top != dir).then(|| top.to_owned())
+        let below = dir.strip_prefix(top).ok()?.to_str().filter(|below| is_plain(below))?;
+        (top != dir).then(|| (top.to_owned(), below.to_owned()))
     }
 }
 

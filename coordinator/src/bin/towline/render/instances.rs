@@ -10,7 +10,7 @@ use crate::render::time::span;
 use crate::render::{Line, Tone, WIDTH, rollout};
 
 /// Lists instances.
-pub(crate) fn list(views: &[InstanceView]) -> Vec<Line> {
+pub(crate) fn list(views: &[InstanceView], width: usize) -> Vec<Line> {
     let mut table = Table::new(&[
         Column::Left("INSTANCE"),
         Column::Left("GROUP"),
@@ -34,7 +34,7 @@ pub(crate) fn list(views: &[InstanceView]) -> Vec<Line> {
             ],
         );
     }
-    table.lines()
+    table.lines(width)
 }
 
 fn tone(status: Status) -> Tone {
@@ -67,7 +67,7 @@ fn note(view: &InstanceView) -> String {
         view.adopted.then_some("adopted"),
         said.or(phase),
     ];
-    line(&parts.into_iter().flatten().collect::<Vec<_>>().join("; "), 200)
+    line(&parts.into_iter().flatten().collect::<Vec<_>>().join("; "), 400)
 }
 
 /// Says why one is off target, and what to do next.
@@ -126,7 +126,7 @@ mod tests {
         let mut bad = sample::instance_view("i-0f92", Status::Unhealthy);
         (bad.serving, bad.health) = (None, Health::Unhealthy);
         bad.objection = Some("the token was refused ".repeat(9));
-        let texts = sample::texts(&list(&[good, busy, bad]));
+        let texts = sample::texts(&list(&[good, busy, bad], WIDTH));
         assert_eq!(
             texts,
             [

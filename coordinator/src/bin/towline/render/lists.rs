@@ -9,10 +9,10 @@ use towline_protocol::time::Timestamp;
 use crate::render::table::{Column, Table};
 use crate::render::text::{last_lines, line};
 use crate::render::time::{ago, day, moment, span, when};
-use crate::render::{Line, Tone, rollout, skew};
+use crate::render::{Line, Tone, WIDTH, rollout, skew};
 
 /// Lists groups.
-pub(crate) fn groups(views: &[GroupView]) -> Vec<Line> {
+pub(crate) fn groups(views: &[GroupView], width: usize) -> Vec<Line> {
     let mut table = Table::new(&[
         Column::Left("GROUP"),
         Column::Left("TARGET"),
@@ -41,7 +41,7 @@ pub(crate) fn groups(views: &[GroupView]) -> Vec<Line> {
             ],
         );
     }
-    table.lines()
+    table.lines(width)
 }
 
 /// Shows a group: how it stands, as comments, and its file as `group set` reads it.
@@ -60,7 +60,8 @@ pub(crate) fn group(view: &GroupView, now: Timestamp) -> Vec<Line> {
     });
     if let Some(rollout) = &view.rollout {
         let (state, reason) = (rollout.state.as_str(), line(&rollout.reason, 200));
-        said.push(format!("rollout of generation {} {state}: {reason}", rollout.order.generation));
+        let stands = if reason.starts_with(state) { reason } else { format!("{state}: {reason}") };
+        said.push(format!("rollout of generation {} {stands}", rollout.order.generation));
     }
     if let Some(fallback) = &view.fallback {
         said.push(format!("rollback goes to {}", fallback.short()));
@@ -106,11 +107,15 @@ pub(crate) fn permits(views: &[PermitView]) -> Vec<Line> {
             ],
         );
     }
-    table.lines()
+    table.lines(WIDTH)
 }
 
 /// Lists what groups refuse.
-pub(crate) fn quarantine(groups: &[(Group, Vec<Quarantined>)], now: Timestamp) -> Vec<Line> {
+pub(crate) fn quarantine(
+    groups: &[(Group, Vec<Quarantined>)],
+    now: Timestamp,
+    width: usize,
+) -> Vec<Line> {
     let mut table = Table::new(&[
         Column::Left("GROUP"),
         Column::Left("REVISION"),
@@ -130,11 +135,11 @@ pub(crate) fn quarantine(groups: &[(Group, Vec<Quarantined>)], now: Timestamp) -
             );
         }
     }
-    table.lines()
+    table.lines(width)
 }
 
 /// Lists tokens.
-pub(crate) fn tokens(views: &[TokenView], now: Timestamp) -> Vec<Line> {
+pub(crate) fn tokens(views: &[TokenView], now: Timestamp, width: usize) -> Vec<Line> {
     let mut table = Table::new(&[
         Column::Left("ID"),
         Column::Elastic("NAME"),
@@ -158,11 +163,21 @@ pub(crate) fn tokens(views: &[TokenView], now: Timestamp) -> Vec<Line> {
                 may.to_owned(),
                 day(view.created),
                 view.expires.map_or("with it".to_owned(), day),
-                view.used.map_or("never".to_owned(), |used| format!("{} ago", ago(used, now))),
+                view.used.map_or("never".to_owned(), |used| last_used(used, now)),
             ],
         );
     }
-    table.lines()
+    table.lines(width)
+}
+
+/// Says when a token was last used. That is noted once an hour at most: what is younger says no more.
+fn last_used(used: Timestamp, now: Timestamp) -> String {
+    const NOTED_EVERY_S: u64 = 3_600;
+    if now.since(used).as_secs() <= NOTED_EVERY_S {
+        "within the hour".to_owned()
+    } else {
+        format!("{} ago", ago(used, now))
+    }
 }
 
 /// Says why something is where it is.
@@ -240,7 +255,7 @@ mod tests {
             state: State::Halted,
             reason: "canary 1 failed".to_owned(),
         });
-        let lines = groups(&[group_view(), busy]);
+        let lines = groups(&[group_view(), busy], WIDTH);
         assert_eq!(
             sample::texts(&lines),
             [
@@ -311,13 +326,19 @@ mod tests {
             ..token.clone()
         };
         assert_eq!(
-            sample::texts(&tokens(&[token, agent], sample::at(60))),
+            sample::texts(&tokens(&[token, agent], sample::at(60), WIDTH)),
             [
                 "ID  NAME     MAY      MADE        EXPIRES     USED",
                 "t1  ada      operate  2026-09-21  2026-09-22  never",
-                "t2  web/i-1  report   2026-09-21  with it     60 s ago",
+                "t2  web/i-1  report   2026-09-21  with it     within the hour",
             ]
         );
+    }
+
+    #[test]
+    fn a_token_was_last_used_as_well_as_it_is_known() {
+        assert_eq!(last_used(sample::at(0), sample::at(3_600)), "within the hour");
+        assert_eq!(last_used(sample::at(0), sample::at(3_601)), "60 min ago");
     }
 
     #[test]
@@ -375,7 +396,7 @@ mod tests {
         assert_eq!(find(&list, "aaaa"), Err("none"));
         let groups = [("web".parse().unwrap(), vec![list[2].clone()])];
         assert_eq!(
-            sample::texts(&quarantine(&groups, sample::at(1))),
+            sample::texts(&quarantine(&groups, sample::at(1), WIDTH)),
             [
                 "GROUP  REVISION                                  SINCE      WHY",
                 "web    9b03d7a19b03d7a19b03d7a19b03d7a19b03d7a1  14:15:00Z",

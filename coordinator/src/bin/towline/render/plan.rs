@@ -1,6 +1,6 @@
 //! What is said before a release begins, and `plan`.
 
-use towline_protocol::api::{CommitView, Counts, PlanView};
+use towline_protocol::api::{CommitView, Counts, GroupView, PlanView};
 use towline_protocol::ids::{Group, Instance, Revision};
 
 use crate::render::table::{Column, Table};
@@ -21,14 +21,46 @@ pub(crate) fn resolved(
     } else if revision.as_str().len() < WIDTH {
         lines.push(Line::new(Tone::Head, revision.as_str()));
     }
-    if let Some(commit) = commit {
-        let distance = target.and_then(|target| distance(commit, target));
-        let distance = distance.map(|distance| format!(", {distance}")).unwrap_or_default();
-        let author = line(&commit.author, 24);
-        let room = WIDTH.saturating_sub(8 + author.chars().count() + distance.chars().count());
-        let subject = line(&commit.subject, room.max(20));
-        lines.push(Line::plain(format!("  \"{subject}\" by {author}{distance}")));
+    lines.extend(commit.map(|commit| described(commit, target)));
+    lines
+}
+
+/// Says what a commit is, and where, seen from the target.
+fn described(commit: &CommitView, target: Option<&Revision>) -> Line {
+    let distance = target.and_then(|target| distance(commit, target));
+    let distance = distance.map(|distance| format!(", {distance}")).unwrap_or_default();
+    let author = line(&commit.author, 24);
+    let room = WIDTH.saturating_sub(8 + author.chars().count() + distance.chars().count());
+    let subject = line(&commit.subject, room.max(20));
+    Line::plain(format!("  \"{subject}\" by {author}{distance}"))
+}
+
+/// Says where a rollback goes, and how.
+pub(crate) fn way_back(
+    group: &GroupView,
+    to: Option<&Revision>,
+    commit: Option<&CommitView>,
+) -> Vec<Line> {
+    let (name, counts) = (&group.group, &group.counts);
+    let target = group.target.as_ref().and_then(|target| target.revision.as_ref());
+    let head = match to {
+        Some(to) => format!("{name} goes back to {to}"),
+        None => format!("{name} goes back to what each instance served before"),
+    };
+    let mut lines = vec![Line::new(Tone::Head, head)];
+    lines.extend(commit.map(|commit| described(commit, target)));
+    lines.push(standing(name, counts, &[]));
+    if let Some(rollout) = &group.rollout {
+        let (generation, state) = (rollout.order.generation, rollout.state.as_str());
+        lines.push(Line::plain(format!(
+            "the rollout of generation {generation}, which is {state}, ends"
+        )));
     }
+    let (instances, max) =
+        (count(counts.instances as usize, "instance"), group.policy.max_unavailable_rollback);
+    lines.push(Line::plain(format!(
+        "plan: {instances} in one batch, without a bake; at most {max} unavailable at a time"
+    )));
     lines
 }
 
@@ -87,7 +119,8 @@ pub(crate) fn outline(plan: &PlanView) -> Line {
     }
     let budget = &plan.budget;
     // Bake times say nothing of how long it takes where it stands still first.
-    let time = if budget.used < budget.max {
+    let unwell = plan.counts.unhealthy + plan.counts.unknown;
+    let time = if budget.used < budget.max || unwell == plan.counts.instances {
         format!("at least {}", span(plan.bake_s))
     } else {
         "stands still while the budget is used up".to_owned()
@@ -111,7 +144,7 @@ pub(crate) fn plan(plan: &PlanView) -> Vec<Line> {
         let cells = [batch.name.clone(), batch.size.to_string(), span(batch.bake_s)];
         table.row(Tone::Plain, cells);
     }
-    let mut rows = table.lines().into_iter();
+    let mut rows = table.lines(WIDTH).into_iter();
     lines.extend(rows.next());
     for (row, batch) in rows.zip(&plan.batches) {
         lines.push(row);

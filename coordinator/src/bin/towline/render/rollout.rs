@@ -9,7 +9,7 @@ use towline_protocol::time::Timestamp;
 use crate::render::table::{Column, Table};
 use crate::render::text::{few, line};
 use crate::render::time::{ago, clock, span, when};
-use crate::render::{Line, Tone};
+use crate::render::{Line, Tone, WIDTH};
 
 /// How many of the last decisions are shown.
 const DECISIONS_SHOWN_MAX: usize = 5;
@@ -44,11 +44,16 @@ pub(crate) fn tone(state: State) -> Tone {
     }
 }
 
+/// Says how it stands and why; a reason that begins with the word for it says both.
+pub(crate) fn stands(view: &RolloutView) -> String {
+    let (state, reason) = (view.state.as_str(), line(&view.reason, 300));
+    if reason.starts_with(state) { reason } else { format!("{state}: {reason}") }
+}
+
 /// Shows a rollout.
-pub(crate) fn show(view: &RolloutView, now: Timestamp) -> Vec<Line> {
+pub(crate) fn show(view: &RolloutView, now: Timestamp, width: usize) -> Vec<Line> {
     let mut lines = vec![Line::new(Tone::Head, format!("{}: {}", name(view), what(view)))];
-    let reason = line(&view.reason, 200);
-    lines.push(Line::new(tone(view.state), format!("{}: {reason}", view.state.as_str())));
+    lines.push(Line::new(tone(view.state), stands(view)));
     let mut began = format!("by {}, began {}", line(&view.by, 40), when(view.began, now));
     match view.ended {
         Some(ended) => {
@@ -67,10 +72,17 @@ pub(crate) fn show(view: &RolloutView, now: Timestamp) -> Vec<Line> {
         )));
     }
     lines.extend(batches(&view.batches));
-    lines.extend(members(view, now));
+    lines.extend(members(view, now, width));
     let skipped = view.decisions.len().saturating_sub(DECISIONS_SHOWN_MAX);
     if !view.decisions.is_empty() {
-        lines.push(Line::new(Tone::Faint, "DECISIONS"));
+        let more = match skipped {
+            0 => String::new(),
+            _ => format!(
+                " (the last {DECISIONS_SHOWN_MAX} of {}; --json has all)",
+                view.decisions.len()
+            ),
+        };
+        lines.push(Line::new(Tone::Faint, format!("DECISIONS{more}")));
     }
     for decided in &view.decisions[skipped..] {
         lines.push(Line::plain(format!("{} {}", clock(decided.at), line(&decided.text, 300))));
@@ -84,8 +96,7 @@ pub(crate) fn show(view: &RolloutView, now: Timestamp) -> Vec<Line> {
 
 /// Says how a rollout stands that an operator has just steered.
 pub(crate) fn steered(view: &RolloutView) -> Vec<Line> {
-    let (state, reason) = (view.state.as_str(), line(&view.reason, 200));
-    let mut lines = vec![Line::new(tone(view.state), format!("{}: {state}: {reason}", name(view)))];
+    let mut lines = vec![Line::new(tone(view.state), format!("{}: {}", name(view), stands(view)))];
     let swappers = may_still_swap(&view.may_still_swap);
     lines.extend(swappers.map(|text| Line::new(Tone::Doubtful, text)));
     lines.extend(next(view));
@@ -151,7 +162,7 @@ fn batches(batches: &[BatchView]) -> Vec<Line> {
             ],
         );
     }
-    if batches.is_empty() { Vec::new() } else { table.lines() }
+    if batches.is_empty() { Vec::new() } else { table.lines(WIDTH) }
 }
 
 /// Returns the word for a batch's stage.
@@ -165,7 +176,7 @@ pub(crate) fn stage(stage: BatchStage) -> &'static str {
     }
 }
 
-fn members(view: &RolloutView, now: Timestamp) -> Vec<Line> {
+fn members(view: &RolloutView, now: Timestamp, width: usize) -> Vec<Line> {
     if view.members.is_empty() {
         return Vec::new();
     }
@@ -190,7 +201,7 @@ fn members(view: &RolloutView, now: Timestamp) -> Vec<Line> {
             ],
         );
     }
-    let mut lines = table.lines();
+    let mut lines = table.lines(width);
     if view.members_left_out > 0 {
         lines.push(Line::new(Tone::Faint, format!("and {} more", view.members_left_out)));
     }
@@ -252,12 +263,20 @@ pub(crate) fn next(view: &RolloutView) -> Option<Line> {
     Some(Line::plain(format!("next: {next}")))
 }
 
+/// Does it stand because all that were chosen have it: is what was asked for done?
+pub(crate) fn has_chosen(view: &RolloutView) -> bool {
+    view.state == State::Paused
+        && view.only.is_some()
+        && !view.batches.is_empty()
+        && view.batches.iter().all(|batch| batch.stage == BatchStage::Passed)
+}
+
 /// Says how far a rollout has come: how many are done, of how many, and what it is at.
 pub(crate) fn progress(view: &RolloutView) -> (u64, u64, String) {
     let sum = |part: fn(&BatchView) -> u32| -> u64 {
         view.batches.iter().map(|batch| u64::from(part(batch))).sum()
     };
-    let mut text = "healthy".to_owned();
+    let mut text = "have it".to_owned();
     let is_at = |batch: &&BatchView| matches!(batch.stage, BatchStage::Open | BatchStage::Bakes);
     if let Some(batch) = view.batches.iter().find(is_at) {
         let bakes = batch.bake_left_s.map(|left_s| format!(", bakes for {}", span(left_s)));
@@ -278,6 +297,7 @@ pub(crate) fn progress(view: &RolloutView) -> (u64, u64, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use crate::render::sample;
 
     #[test]
@@ -285,7 +305,7 @@ mod tests {
         let view = sample::rollout();
         let now = sample::at(200);
         assert_eq!(
-            sample::texts(&show(&view, now)),
+            sample::texts(&show(&view, now, WIDTH)),
             [
                 "rollout web, generation 118: release of 4f2c91e \"Cache price lists\"",
                 "running: canary: 1 of 1 prepares",
@@ -309,7 +329,7 @@ mod tests {
         let mut view = sample::rollout();
         view.state = State::Halted;
         view.reason = "canary 1 failed, 0 tolerated".to_owned();
-        let lines = show(&view, sample::at(60));
+        let lines = show(&view, sample::at(60), WIDTH);
         assert_eq!(lines[1].tone, Tone::Bad);
         assert_eq!(
             lines.last().unwrap().text,
@@ -317,11 +337,16 @@ mod tests {
         );
         view.state = State::Paused;
         view.may_still_swap = vec!["i-0a17".parse().unwrap()];
-        let texts = sample::texts(&show(&view, sample::at(60)));
+        let texts = sample::texts(&show(&view, sample::at(60), WIDTH));
         assert!(texts.contains(&"may still swap, by a permit given before: i-0a17".to_owned()));
+        let decided = view.decisions[0].clone();
+        view.decisions = vec![decided; 7];
+        let texts = sample::texts(&show(&view, sample::at(60), WIDTH));
+        let head = "DECISIONS (the last 5 of 7; --json has all)";
+        assert!(texts.contains(&head.to_owned()), "{texts:?}");
         view.state = State::Converged;
         view.ended = Some(sample::at(1500));
-        let texts = sample::texts(&show(&view, sample::at(1560)));
+        let texts = sample::texts(&show(&view, sample::at(1560), WIDTH));
         assert_eq!(texts[2], "by ada, began 14:15:00Z, ended 14:40:00Z after 25 min");
         assert!(!texts.iter().any(|text| text.starts_with("budget")), "it has none any more");
     }
@@ -335,7 +360,7 @@ mod tests {
         assert_eq!(
             sample::texts(&steered(&view)),
             [
-                "rollout web, generation 118: paused: paused by ada",
+                "rollout web, generation 118: paused by ada",
                 "may still swap, by a permit given before: i-0a17",
                 "next: towline rollout resume web, or towline rollout abort web",
             ]
@@ -362,13 +387,13 @@ mod tests {
     #[test]
     fn progress_is_told_in_a_line() {
         let mut view = sample::rollout();
-        assert_eq!(progress(&view), (0, 50, "healthy; canary: 0 of 1".to_owned()));
+        assert_eq!(progress(&view), (0, 50, "have it; canary: 0 of 1".to_owned()));
         view.batches[0].stage = BatchStage::Bakes;
         view.batches[0].healthy = 1;
         view.batches[0].bake_left_s = Some(240);
         view.batches[1].failed = 2;
         view.state = State::Paused;
-        let expected = "healthy; canary: 1 of 1, bakes for 4 min; 2 failed; paused";
+        let expected = "have it; canary: 1 of 1, bakes for 4 min; 2 failed; paused";
         assert_eq!(progress(&view), (1, 50, expected.to_owned()));
     }
 }

@@ -121,6 +121,7 @@ pub(crate) fn rollout() -> RolloutView {
         reached: None,
         next_generation: None,
         may_still_swap: Vec::new(),
+        only: None,
     }
 }
 

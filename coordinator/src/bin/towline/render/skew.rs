@@ -10,11 +10,14 @@ use crate::render::text::{few, line};
 use crate::render::time::{ago, when};
 use crate::render::{Line, Tone, instances, rollout};
 
+/// How many of the newest commits in quarantine are shown.
+const QUARANTINED_SHOWN_MAX: usize = 3;
+
 /// Shows a group's skew.
-pub(crate) fn skew(view: &SkewView, now: Timestamp) -> Vec<Line> {
+pub(crate) fn skew(view: &SkewView, now: Timestamp, width: usize) -> Vec<Line> {
     let mut lines = vec![head(view), Line::plain(rollout::counts(&view.counts))];
     if !view.revisions.is_empty() {
-        lines.extend(revisions(view, now));
+        lines.extend(revisions(view, now, width));
     }
     let (waiting, off): (Vec<&InstanceView>, Vec<&InstanceView>) =
         view.off_target.iter().partition(|instance| instance.awaits_batch);
@@ -26,9 +29,28 @@ pub(crate) fn skew(view: &SkewView, now: Timestamp) -> Vec<Line> {
     if view.left_out > 0 {
         lines.push(Line::new(Tone::Faint, format!("and {} more", view.left_out)));
     }
-    let quarantined = view.quarantine.iter();
-    lines.extend(quarantined.map(|quarantined| quarantine(view, quarantined, now)));
+    // What is live somewhere, and what is newest; the others are a list of their own.
+    let is_live = |quarantined: &Quarantined| live(view, quarantined) > 0;
+    let old = view.quarantine.len().saturating_sub(QUARANTINED_SHOWN_MAX);
+    let (old, new) = view.quarantine.split_at(old);
+    let (old_live, old): (Vec<_>, Vec<_>) = old.iter().partition(|one| is_live(one));
+    let shown = old_live.into_iter().chain(new);
+    lines.extend(shown.map(|quarantined| quarantine(view, quarantined, now)));
+    if !old.is_empty() {
+        let text = format!(
+            "{} more in quarantine, live nowhere: towline quarantine list {}",
+            old.len(),
+            view.group
+        );
+        lines.push(Line::new(Tone::Faint, text));
+    }
     lines
+}
+
+/// How many instances serve a commit that is in quarantine.
+fn live(view: &SkewView, quarantined: &Quarantined) -> u32 {
+    let is_it = |row: &&SkewRow| row.revision.as_ref() == Some(&quarantined.revision);
+    view.revisions.iter().find(is_it).map_or(0, |row| row.instances)
 }
 
 /// Who only waits for its batch is as it should be, and one of many: a line tells of all of them.
@@ -65,7 +87,7 @@ pub(crate) fn aim(target: &TargetView) -> String {
     }
 }
 
-fn revisions(view: &SkewView, now: Timestamp) -> Vec<Line> {
+fn revisions(view: &SkewView, now: Timestamp, width: usize) -> Vec<Line> {
     let mut table = Table::new(&[
         Column::Left("REVISION"),
         Column::Elastic("SUBJECT"),
@@ -94,7 +116,7 @@ fn revisions(view: &SkewView, now: Timestamp) -> Vec<Line> {
             ],
         );
     }
-    table.lines()
+    table.lines(width)
 }
 
 fn share(row: &SkewRow, all: u32) -> String {
@@ -109,9 +131,7 @@ fn share(row: &SkewRow, all: u32) -> String {
 }
 
 fn quarantine(view: &SkewView, quarantined: &Quarantined, now: Timestamp) -> Line {
-    let is_it = |row: &&SkewRow| row.revision.as_ref() == Some(&quarantined.revision);
-    let live = view.revisions.iter().find(is_it).map_or(0, |row| row.instances);
-    let (place, tone) = match live {
+    let (place, tone) = match live(view, quarantined) {
         0 => ("live nowhere".to_owned(), Tone::Plain),
         live => (format!("live on {live}"), Tone::Bad),
     };
@@ -127,6 +147,7 @@ mod tests {
     use towline_protocol::report::Health;
 
     use super::*;
+    use crate::render::WIDTH;
     use crate::render::sample;
 
     fn row(digits: Option<(&str, &str)>, instances: u32, workers: u32) -> SkewRow {
@@ -173,7 +194,7 @@ mod tests {
     #[test]
     fn skew_is_a_table_and_who_is_off_target() {
         assert_eq!(
-            sample::texts(&skew(&view(), sample::at(600))),
+            sample::texts(&skew(&view(), sample::at(600), WIDTH)),
             [
                 "web target 9b03d7a \"Fix VAT rounding\", generation 119, rollback of 118",
                 "50 instances: 48 converged, 1 degraded, 1 silent",
@@ -195,7 +216,7 @@ mod tests {
     fn who_waits_for_its_batch_is_one_of_many() {
         let mut view = view();
         view.off_target[0].awaits_batch = true;
-        let texts = sample::texts(&skew(&view, sample::at(600)));
+        let texts = sample::texts(&skew(&view, sample::at(600), WIDTH));
         assert_eq!(
             texts[7..12],
             [
@@ -207,7 +228,7 @@ mod tests {
             ]
         );
         view.off_target[1].awaits_batch = true;
-        let texts = sample::texts(&skew(&view, sample::at(600)));
+        let texts = sample::texts(&skew(&view, sample::at(600), WIDTH));
         assert_eq!(texts[7], "2 wait for their batches: i-0f92 i-0c4e");
     }
 
@@ -218,7 +239,7 @@ mod tests {
         view.revisions.clear();
         view.off_target.clear();
         view.counts = Counts::default();
-        let texts = sample::texts(&skew(&view, sample::at(600)));
+        let texts = sample::texts(&skew(&view, sample::at(600), WIDTH));
         assert_eq!(texts[..2], ["web has no target yet", "0 instances"]);
         let mut not = sample::target();
         not.not = not.revision.take();
@@ -241,7 +262,7 @@ mod tests {
         }
         let mut view = view();
         view.quarantine[0].revision = sample::revision("c81f0022");
-        let lines = skew(&view, sample::at(600));
+        let lines = skew(&view, sample::at(600), WIDTH);
         assert!(lines.last().unwrap().text.starts_with("c81f002: live on 1, quarantined"));
         assert_eq!(lines.last().unwrap().tone, Tone::Bad);
     }
@@ -252,8 +273,30 @@ mod tests {
         let commit = view.revisions[0].commit.as_mut().unwrap();
         commit.subject = "A very long subject \u{1b}[31m".repeat(10);
         view.off_target[0].degraded = Some("because of this and that, ".repeat(20));
-        for line in skew(&view, sample::at(600)).iter().take(11) {
+        for line in skew(&view, sample::at(600), WIDTH).iter().take(11) {
             assert!(line.text.chars().count() <= 80, "{line:?}");
         }
+    }
+
+    #[test]
+    fn of_what_is_in_quarantine_the_newest_and_the_live_are_shown() {
+        let mut view = view();
+        let one = |digits: &str| Quarantined {
+            revision: sample::revision(digits),
+            since: sample::at(0),
+            reason: String::new(),
+        };
+        view.quarantine = (1..=5).map(|number| one(&format!("0000000{number}"))).collect();
+        let told = |view: &SkewView| {
+            let texts = sample::texts(&skew(view, sample::at(600), WIDTH));
+            texts.into_iter().filter(|text| text.contains("quarantine")).collect::<Vec<_>>()
+        };
+        let texts = told(&view);
+        assert_eq!(texts.len(), 4, "{texts:#?}");
+        assert_eq!(texts[3], "2 more in quarantine, live nowhere: towline quarantine list web");
+        view.revisions[1].revision = Some(sample::revision("00000001"));
+        let texts = told(&view);
+        assert!(texts[0].contains("live on"), "{texts:#?}");
+        assert!(texts[4].starts_with("1 more in quarantine"), "{texts:#?}");
     }
 }

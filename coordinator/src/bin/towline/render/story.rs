@@ -12,12 +12,15 @@
 //! - The same view told twice says nothing new.
 //! - Times are those of the coordinator.
 
+use std::collections::BTreeMap;
+
 use towline_protocol::api::{BatchStage, MemberView, RolloutView, Standing};
-use towline_protocol::ids::Revision;
+use towline_protocol::ids::{Instance, Revision};
 use towline_protocol::report::{Health, Phase};
 use towline_protocol::rollout::{Decided, State};
 use towline_protocol::time::Timestamp;
 
+use crate::render::excerpt::alike;
 use crate::render::rollout::{batch_name, may_still_swap};
 use crate::render::text::{few, line};
 use crate::render::time::{clock, span};
@@ -33,6 +36,8 @@ const DECISIONS_BEFORE_MAX: usize = 10;
 #[derive(Debug, Default)]
 pub(crate) struct Story {
     last: Option<RolloutView>,
+    /// The last step that was told of each instance: who asks again and again is told of once.
+    steps: BTreeMap<Instance, String>,
 }
 
 /// A line before it is put into its place.
@@ -50,7 +55,10 @@ impl Story {
         let last = last.as_ref().filter(|last| last.order == view.order);
         let decisions = new_decisions(last, view);
         let mut told = batches(last, view, decisions);
-        told.extend(members(last, view));
+        if last.is_none() {
+            self.steps.clear();
+        }
+        told.extend(members(last, view, &mut self.steps));
         let state = state(last, view, decisions);
         told.extend(gate(view, decisions, !state.is_empty()));
         told.extend(state);
@@ -139,7 +147,11 @@ fn latest(view: &RolloutView) -> Timestamp {
     decided.max(view.ended).unwrap_or(view.began)
 }
 
-fn members(last: Option<&RolloutView>, view: &RolloutView) -> Vec<Told> {
+fn members(
+    last: Option<&RolloutView>,
+    view: &RolloutView,
+    steps: &mut BTreeMap<Instance, String>,
+) -> Vec<Told> {
     let mut told = Vec::new();
     for member in &view.members {
         let before = last
@@ -153,11 +165,23 @@ fn members(last: Option<&RolloutView>, view: &RolloutView) -> Vec<Told> {
             None if member.standing == Standing::Failed => {
                 told.extend(restored(view, before, member));
             }
-            None if size <= STEPS_MAX => told.extend(step(before, member)),
+            // Who cannot go on is told of in a batch of any size.
+            None if size <= STEPS_MAX || member.phase == Some(Phase::Waiting) => {
+                let step = step(before, member).filter(|step| is_new(steps, member, step));
+                told.extend(step);
+            }
             None => {}
         }
     }
     told
+}
+
+/// Is a step another one than was told last? What goes wrong again goes wrong in the same way also where its
+/// numbers differ.
+fn is_new(steps: &mut BTreeMap<Instance, String>, member: &MemberView, step: &Told) -> bool {
+    let is_waiting = member.phase == Some(Phase::Waiting);
+    let text = if is_waiting { alike(&step.text) } else { step.text.clone() };
+    steps.insert(member.instance.clone(), text.clone()) != Some(text)
 }
 
 /// What the gate takes an instance for, where it is no longer on its way.
@@ -229,9 +253,19 @@ fn step(before: Option<&MemberView>, member: &MemberView) -> Option<Told> {
         (Phase::Probing, false) => ("probe", None),
         (Phase::Restoring, _) => ("restore", Some("puts back what served before")),
     };
-    let note = member.note.as_deref().filter(|_| is_noted);
-    let text = format!("{} {}", member.instance, note.or(without_note)?);
-    let tone = if phase == Phase::Waiting { Tone::Doubtful } else { Tone::Plain };
+    let instance = &member.instance;
+    let note = member.note.as_deref();
+    let (text, tone) = match (phase, note) {
+        // Why it cannot go on is its note also where that is the same as before.
+        (Phase::Waiting, Some(note)) => {
+            let next = format!("next: towline logs {instance}");
+            (format!("{instance} tries again after a wait: {note}; {next}"), Tone::Doubtful)
+        }
+        _ => {
+            let text = note.filter(|_| is_noted).or(without_note)?;
+            (format!("{instance} {text}"), Tone::Plain)
+        }
+    };
     Some(Told { at: member.at, tone, word: word.to_owned(), text })
 }
 

@@ -1,17 +1,18 @@
 //! How a rollout that was watched has ended, and what comes next.
 
-use towline_protocol::api::{InstanceView, LogView, RolloutView, Standing};
+use towline_protocol::api::{Counts, InstanceView, LogView, RolloutView, Standing};
 use towline_protocol::ids::{Instance, Revision};
 use towline_protocol::report::Health;
 use towline_protocol::rollout::{Kind, State};
 
-use crate::render::rollout::next;
-use crate::render::text::{count, few, last_lines, line};
+use crate::render::rollout::{next, stands};
+use crate::render::text::{count, few, line};
 use crate::render::time::span;
-use crate::render::{Line, Tone, WIDTH};
+use crate::render::{Line, Tone, excerpt};
 
-/// How many lines of each failed instance's log are shown.
+/// How many lines of each failed instance's log are shown, and how much of each.
 const LOG_LINES_MAX: usize = 12;
+const LOG_CHARS_MAX: usize = 200;
 
 /// What has become of a rollout that was watched.
 #[derive(Debug)]
@@ -92,14 +93,21 @@ fn headline(ending: &Ending<'_>) -> Line {
             };
             Line::new(tone, format!("{verb}; {target}{quarantined}"))
         }
+        (State::Paused, _) => {
+            let only = view.only.as_ref().map_or("some", |only| only.as_str());
+            Line::new(Tone::Good, format!("paused: only {} took part", line(only, 200)))
+        }
         (State::Replaced, _) => {
             let by = view.next_generation.map(|next| format!(" by generation {next}"));
             let by = by.unwrap_or_default();
             Line::new(Tone::Doubtful, format!("replaced{by}: generation {generation} is over"))
         }
         (state, _) => {
-            let word = if state == State::Halted { "HALTED" } else { state.as_str() };
-            Line::new(Tone::Bad, format!("{word}: {}{quarantined}", line(&view.reason, 300)))
+            let text = match state {
+                State::Halted => format!("HALTED: {}", line(&view.reason, 300)),
+                _ => stands(view),
+            };
+            Line::new(Tone::Bad, format!("{text}{quarantined}"))
         }
     }
 }
@@ -144,7 +152,7 @@ fn drift(view: &RolloutView) -> Vec<Line> {
     lines
 }
 
-/// The last lines of what was said, by whoever says most: the app, where it said anything.
+/// What was said, in few lines, by whoever says most: the app, where it said anything.
 fn excerpt(log: &LogView) -> Vec<Line> {
     let has_text = |part: &&towline_protocol::poll::LogPart| !part.text.trim().is_empty();
     let parts = || log.log.parts.iter().filter(has_text);
@@ -154,7 +162,7 @@ fn excerpt(log: &LogView) -> Vec<Line> {
     };
     let head = format!("{} {}:", log.instance, line(&part.source, 40));
     let mut lines = vec![Line::new(Tone::Head, head)];
-    let said = last_lines(&part.text, LOG_LINES_MAX, WIDTH - 2);
+    let said = excerpt::lines(&part.text, LOG_LINES_MAX, LOG_CHARS_MAX);
     lines.extend(said.iter().map(|text| Line::plain(format!("  {text}"))));
     lines
 }
@@ -163,7 +171,7 @@ fn what_next(ending: &Ending<'_>) -> Option<Line> {
     let view = ending.view;
     let group = &view.group;
     let next = match (view.state, ending.logs.first()) {
-        (State::Halted, _) => return next(view),
+        (State::Halted | State::Paused, _) => return next(view),
         (State::Replaced, _) => format!("towline rollout watch {group}"),
         (State::Aborted, Some(log)) => {
             format!("towline logs {}; after a fix, release the new commit", log.instance)
@@ -201,6 +209,18 @@ pub(crate) fn begun(view: &RolloutView, is_watched: bool, has_terminal: bool) ->
     Line::new(Tone::Head, text)
 }
 
+/// Says that a group has had its release already.
+pub(crate) fn already(view: &RolloutView, counts: &Counts) -> Line {
+    let (group, generation) = (&view.group, view.order.generation);
+    let (serving, all) = (counts.converged, counts.instances);
+    let next = if serving < all { format!("; next: towline skew {group}") } else { String::new() };
+    let text = format!(
+        "converged already, in generation {generation}: {serving} of {all} serve {}{next}",
+        revision(view)
+    );
+    Line::new(if serving == all { Tone::Good } else { Tone::Doubtful }, text)
+}
+
 /// Says that the way back has begun.
 pub(crate) fn way_back(view: &RolloutView) -> Line {
     let (what, name) = (crate::render::rollout::what(view), crate::render::rollout::name(view));
@@ -215,7 +235,7 @@ pub(crate) fn way_back(view: &RolloutView) -> Line {
 
 #[cfg(test)]
 mod tests {
-    use towline_protocol::api::{Counts, Status};
+    use towline_protocol::api::Status;
     use towline_protocol::poll::{FailureLog, LogPart};
 
     use super::*;

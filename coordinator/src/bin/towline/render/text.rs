@@ -3,7 +3,8 @@
 /// Is it a character that changes what a terminal shows without being seen itself?
 pub(crate) fn is_unseen(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{61c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Removes escape sequences and all control characters; line ends stay, and tabs become blanks.
@@ -105,6 +106,7 @@ mod tests {
             ("lines and tabs", "a\r\n\tb", "a b"),
             ("directions", "a\u{202e}b\u{2066}c", "abc"),
             ("what has no width", "a\u{200b}b\u{feff}c", "abc"),
+            ("tags, which nobody sees", "a\u{e0041}b\u{e007f}c", "abc"),
             ("a sequence that is cut", "a\u{1b}[", "a"),
         ];
         for (rule, text, expected) in cases {

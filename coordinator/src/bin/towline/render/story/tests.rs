@@ -89,6 +89,51 @@ fn a_release_that_fails_at_its_canary() {
 }
 
 #[test]
+fn what_cannot_be_prepared_says_why_once() {
+    for size in [1, 40] {
+        let mut view = sample::rollout();
+        view.batches[0].size = size;
+        let (mut script, _) = Script::begin(view);
+        let fails = |seconds: u64, note: &str| {
+            let note = note.to_owned();
+            move |view: &mut RolloutView| {
+                step_to(&mut view.members[0], seconds, Phase::Waiting, Some(&note));
+            }
+        };
+        let told =
+            script.then(fails(3, "npm ci ended with 1: no matching version, log 2026-1.log"));
+        let expected = "14:15:03Z prepare  i-0a17 tries again after a wait: npm ci ended with 1: no matching \
+                        version, log 2026-1.log; next: towline logs i-0a17";
+        assert_eq!(told, [expected], "{size}");
+        // The same view told again after each attempt: its time, and the name of npm's own log, differ.
+        let told = script.then(|view| step_to(&mut view.members[0], 8, Phase::Preparing, None));
+        assert!(told.is_empty(), "{size}: {told:?}");
+        let told =
+            script.then(fails(12, "npm ci ended with 1: no matching version, log 2026-22.log"));
+        assert!(told.is_empty(), "{size}: {told:?}");
+        let told = script.then(fails(15, "no space left"));
+        assert!(told[0].contains("no space left"), "another reason is news: {told:?}");
+    }
+}
+
+#[test]
+fn who_asks_again_and_again_is_told_of_once() {
+    let (mut script, _) = Script::begin(sample::rollout());
+    let told = script.then(|view| step_to(&mut view.members[0], 1, Phase::Asking, None));
+    assert_eq!(told, ["14:15:01Z prepare  i-0a17 done; asks for leave to swap"]);
+    for seconds in [2, 4, 6] {
+        let told =
+            script.then(|view| step_to(&mut view.members[0], seconds, Phase::Preparing, None));
+        assert!(told.is_empty(), "{told:?}");
+        let told =
+            script.then(|view| step_to(&mut view.members[0], seconds + 1, Phase::Asking, None));
+        assert!(told.is_empty(), "{told:?}");
+    }
+    let told = script.then(|view| step_to(&mut view.members[0], 8, Phase::Activating, None));
+    assert_eq!(told, ["14:15:08Z activate i-0a17 begins"]);
+}
+
+#[test]
 fn a_batch_of_many_is_told_by_how_each_ends() {
     let (mut script, _) = Script::begin(sample::rollout());
     let told = script.then(|view| {
