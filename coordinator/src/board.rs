@@ -15,7 +15,7 @@ use std::time::Duration;
 use towline_protocol::api::ErrorBody;
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Goodbye, Message, Poll, Question, lease_s};
-use towline_protocol::rollout::Clock;
+use towline_protocol::rollout::{Clock, State};
 use towline_protocol::time::Timestamp;
 
 use crate::fleet::{Attendance, Presence};
@@ -155,9 +155,7 @@ impl Board {
         }
         for (group, touched) in &touched {
             // Whether it is alone is a thing that its words go by.
-            if touched.all
-                || touched.was_alone != self.is_alone(group)
-                || self.hub.has_refused(group)
+            if touched.all || touched.was_alone != self.is_alone(group) || self.may_have_room(group)
             {
                 self.refresh(group);
             } else if let Some(state) = self.records.group(group) {
@@ -175,6 +173,15 @@ impl Board {
         record.report.as_ref().map(|_| (record.seq, record.reported))
     }
 
+    /// Was somebody told no who is to ask again once there is room, and may there be some? While a rollout
+    /// stands nobody gets leave.
+    fn may_have_room(&self, group: &Group) -> bool {
+        let stands = |state: &GroupState| {
+            state.going().is_some_and(|rollout| rollout.state != State::Running)
+        };
+        self.hub.has_refused(group) && !self.records.group(group).is_some_and(stands)
+    }
+
     fn is_alone(&self, group: &Group) -> bool {
         self.records.group(group).is_none_or(|state| state.members().nth(1).is_none())
     }
@@ -186,7 +193,7 @@ impl Board {
         let groups = self.groups();
         for group in &groups {
             // Who is there counts for the budget alone: for the words of those who were told no.
-            if self.hub.has_refused(group) {
+            if self.may_have_room(group) {
                 self.refresh(group);
             }
             self.hub.sweep(group);
@@ -255,13 +262,16 @@ impl Board {
     /// nothing by it, and polls are many.
     pub fn hear(&mut self, group: &Group, instance: &Instance, now: Moment) -> bool {
         self.read_clock(now);
+        if self.records.group(group).is_none() {
+            return false;
+        }
         let (up, until) = (self.uptime.up(), self.uptime.up() + self.lease);
         let heard = self.heard.entry(group.clone()).or_default();
         let last = heard.get(instance).copied();
         let unsaid = last.filter(|last| !last.is_doubted).and_then(|last| last.unsaid);
         heard.insert(instance.clone(), Heard { at: up, until, is_doubted: false, unsaid });
         let is_back = last.is_none_or(|last| up > last.until);
-        if is_back && self.hub.has_refused(group) {
+        if is_back && self.may_have_room(group) {
             self.refresh(group);
         }
         is_back

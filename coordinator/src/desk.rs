@@ -343,8 +343,11 @@ impl Desk {
         let outcome = match self.inner.store.commit(draft.into_commit()).await {
             Ok(outcome) => outcome,
             Err(error) => {
-                let now = self.moment();
-                self.state().board.be_deaf(now);
+                // What is refused for what it is says nothing of the others.
+                if error.is_temporary() {
+                    let now = self.moment();
+                    self.state().board.be_deaf(now);
+                }
                 return Err(refusal(error));
             }
         };

@@ -154,20 +154,21 @@ pub async fn run(config: Config, now_s: u64, stop: CancellationToken) -> Result<
     tokio::spawn(server.clone().serve_socket(socket));
     info!(data = %data.display(), "ready");
     // Without its driver no rollout would go on.
-    let is_driven = tokio::select! {
+    let has_ended = tokio::select! {
         biased;
-        () = stop.cancelled() => true,
-        _ = &mut driver => false,
+        () = stop.cancelled() => false,
+        _ = &mut driver => true,
     };
+    let is_lost = has_ended && !stop.is_cancelled();
     stop.cancel();
     server.ended().await;
-    if is_driven && tokio::time::timeout(LAST_STEP, &mut driver).await.is_err() {
+    if !has_ended && tokio::time::timeout(LAST_STEP, &mut driver).await.is_err() {
         // What it waits for is done or not when the store closes; it decides nothing more.
         warn!("a step is not stored yet: it is not waited for any longer");
         driver.abort();
     }
     store.close().await;
-    if !is_driven || desk.is_lost() {
+    if is_lost || desk.is_lost() {
         return Err(RunError::Ended);
     }
     info!("stopped");

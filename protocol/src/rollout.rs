@@ -132,6 +132,9 @@ pub struct Rollout {
     /// How many instances had served its revision when it was ended before its time; `None`: it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<u32>,
+    /// The revision that a way back leaves, also while what it led to is restarted; `None`: this is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Revision>,
     /// What was decided, oldest first.
     #[serde(default)]
     pub decisions: Vec<Decided>,

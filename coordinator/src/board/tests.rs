@@ -214,6 +214,14 @@ fn a_process_that_was_stopped_has_everybody_heard_out_anew() {
 }
 
 #[test]
+fn whoever_asks_for_a_group_that_is_not_there_is_not_remembered() {
+    let mut here = Here::with(&["i-1"], at_once());
+    let other: Group = "api".parse().unwrap();
+    assert!(!here.board.hear(&other, &name("i-1"), here.now));
+    assert!(!here.board.heard.contains_key(&other));
+}
+
+#[test]
 fn a_report_or_an_order_wakes_nobody_else() {
     let mut here = Here::with(&["i-1", "i-2", "i-3"], at_once());
     let (mut one, mut two) = (here.park("i-1"), here.park("i-2"));

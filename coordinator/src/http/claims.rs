@@ -47,10 +47,12 @@ impl Claims {
         let known = state.names.get(&name).copied();
         let is_due = known.is_none_or(|claim| now.since(claim.logged) >= LOGGED_EVERY);
         let logged = known.filter(|_| !is_due).map_or(now, |claim| claim.logged);
-        if known.is_some() || state.names.len() < NAMES_MAX {
+        // What cannot be remembered is counted alone: else each of many would be logged.
+        let is_kept = known.is_some() || state.names.len() < NAMES_MAX;
+        if is_kept {
             state.names.insert(name, Claim { last: now, logged });
         }
-        is_due
+        is_due && is_kept
     }
 
     /// The name is free, and was given to somebody.

@@ -244,7 +244,7 @@ impl Api {
 
     /// Returns a refusal, unless the same request has made the change meanwhile: its connection was cut, and
     /// its commit was under way still when it was sent again.
-    async fn unless_made<T>(
+    pub(crate) async fn unless_made<T>(
         &self,
         change: &Change<T>,
         refused: Refused,

@@ -186,8 +186,13 @@ async fn remove(
     if let Some(answer) = api.earlier(&change).await? {
         return Ok(answer);
     }
-    while let Some(draft) = rest(&api, &name)? {
-        api.desk().save(draft).await?;
+    loop {
+        match rest(&api, &name) {
+            Ok(None) => break,
+            Ok(Some(draft)) => drop(api.desk().save(draft).await?),
+            // By now its own earlier request may have removed it.
+            Err(error) => return api.unless_made(&change, error.into()).await,
+        }
     }
     let answer = api.decide(&change, &name, None, |on| {
         let removal = operations::remove_group(on.state)?;

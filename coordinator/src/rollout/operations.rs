@@ -31,7 +31,7 @@ mod counts;
 mod groups;
 mod steer;
 
-pub use back::{abort, rollback};
+pub use back::{abort, goes_back_to, rollback};
 pub use counts::reached;
 pub use groups::{
     PAST_KEPT, Removal, ToInstance, lift, order, outdated, remove_group, set_group,
@@ -76,6 +76,8 @@ struct Next {
     revision: Option<Revision>,
     not: Option<Revision>,
     fallback: Option<Revision>,
+    /// What a way back leaves.
+    left: Option<Revision>,
     restart: u64,
     note: String,
     only: Option<towline_protocol::rollout::Selector>,
@@ -140,6 +142,7 @@ fn compose(state: &GroupState, record: &GroupRecord, next: Next, act: &Act) -> R
         progressed_ms: 0,
         taken: 0,
         reached: None,
+        left: next.left,
         decisions: Vec::new(),
     };
     rollout.note(act.at, act.because(&format!("{} begun", next.note)));
@@ -289,6 +292,7 @@ fn aim(
         revision: Some(revision.clone()),
         not: None,
         fallback: judged.value.fallback(Some(revision)).cloned(),
+        left: None,
         restart: restart_of(state),
         note: "release".to_owned(),
         only: request.only.clone(),
@@ -403,6 +407,7 @@ pub fn restart(state: &GroupState, act: &Act) -> Result<Draft, ErrorBody> {
         revision: Some(revision),
         not: None,
         fallback: fixed.filter(|fixed| !record.value.is_quarantined(fixed)),
+        left: state.rollout.as_ref().and_then(|kept| kept.value.left.clone()),
         restart,
         note: "restart".to_owned(),
         only: None,

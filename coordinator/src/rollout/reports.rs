@@ -26,7 +26,7 @@ const BOOT_FAILURES_MAX: usize = 64;
 pub const GONE_KEPT: Duration = Duration::from_secs(3600);
 
 /// How many instances a group may have, with those who left within the last hour.
-pub const INSTANCES_MAX: usize = 50_000;
+pub const INSTANCES_MAX: usize = 10_000;
 
 /// Makes sure that a group has room for an instance.
 ///

@@ -3,11 +3,10 @@
 //! PURE.
 
 use towline_protocol::api::{ErrorBody, GroupView, RolloutBrief};
-use towline_protocol::ids::Revision;
 
 use super::Look;
 use crate::fleet;
-use crate::rollout::operations::unknown_group;
+use crate::rollout::operations::{self, unknown_group};
 
 /// Returns a group as it is shown.
 ///
@@ -28,21 +27,8 @@ pub fn view(look: &Look<'_>) -> Result<GroupView, ErrorBody> {
         target: look.target_view(),
         rollout,
         counts: fleet::counts(look.state, look.attendance),
-        fallback: fallback(look).cloned(),
+        fallback: operations::goes_back_to(look.state),
         quarantine: record.quarantine.clone(),
-    })
-}
-
-/// Returns where `rollback` would go.
-#[must_use]
-pub fn fallback<'a>(look: &Look<'a>) -> Option<&'a Revision> {
-    let record = look.record()?;
-    let target = look.target();
-    // What was fixed when the target was written, unless it was put into quarantine since.
-    let fixed = target.and_then(|target| target.fallback.as_ref());
-    fixed.filter(|fixed| !record.is_quarantined(fixed)).or_else(|| {
-        let current = target.and_then(|target| target.revision.as_ref());
-        record.fallback(current)
     })
 }
 

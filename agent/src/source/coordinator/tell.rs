@@ -142,7 +142,7 @@ pub(super) async fn run(link: Arc<Link>, outbox: Arc<Outbox>) {
                 tokio::select! {
                     () = sleep(pause) => {}
                     // Not at once: what refuses reports may answer polls.
-                    () = outbox.hurry.notified() => sleep(pause.min(HURRY)).await,
+                    () = outbox.hurry.notified() => sleep(pause.min(turns.spread(HURRY))).await,
                 }
             }
         }

@@ -49,6 +49,11 @@ impl Turns {
         let rounds = u32::try_from(self.failures / self.addresses - 1).unwrap_or(u32::MAX);
         let whole = (PAUSE * 2u32.pow(rounds.min(8))).min(PAUSE_MAX);
         // From half of it to all of it: a fleet that lost its coordinator must not come back at once.
+        self.spread(whole)
+    }
+
+    /// Returns from half of a pause to all of it.
+    pub(super) fn spread(&mut self, whole: Duration) -> Duration {
         whole * (512 + self.draw()) / 1024
     }
 

@@ -11,17 +11,30 @@ use towline_protocol::rollout::{Kind, Rollout, State};
 use super::{Act, Next, archive, begin, conflict, exists, going, judge, restart_of};
 use crate::records::{Draft, GroupState, Kept};
 
+/// What a group goes back to: what was fixed when its target was written, unless it was put into quarantine
+/// since; then the newest other group-proven revision.
+fn older(state: &GroupState, record: &GroupRecord) -> Option<Revision> {
+    let target = state.target.as_ref().map(|kept| &kept.value.target);
+    let fixed = target.and_then(|target| target.fallback.as_ref());
+    let current = target.and_then(|target| target.revision.as_ref());
+    fixed
+        .filter(|fixed| !record.is_quarantined(fixed))
+        .or_else(|| record.fallback(current))
+        .cloned()
+}
+
+/// Returns where [`rollback`] goes where no revision is named; `None`: nowhere, or it is refused.
+#[must_use]
+pub fn goes_back_to(state: &GroupState) -> Option<Revision> {
+    is_new_way_back(state).ok()?;
+    older(state, &state.record.as_ref()?.value)
+}
+
 /// The next generation that leads away from a revision: to `to`, or the newest group-proven one.
 fn back(state: &GroupState, record: &GroupRecord, to: Option<Revision>, restart: u64) -> Next {
     let left = state.target.as_ref().map(|kept| &kept.value.target);
     let current = left.and_then(|target| target.revision.clone());
-    let to = to.or_else(|| {
-        // What was fixed when the target was written, unless it was put into quarantine since.
-        let fixed = left.and_then(|target| target.fallback.clone());
-        fixed
-            .filter(|fixed| !record.is_quarantined(fixed))
-            .or_else(|| record.fallback(current.as_ref()).cloned())
-    });
+    let to = to.or_else(|| older(state, record));
     let of = left.map_or(0, |target| target.order.generation);
     // Not what is being left: nobody is to boot that.
     let mut others = record.clone();
@@ -29,7 +42,8 @@ fn back(state: &GroupState, record: &GroupRecord, to: Option<Revision>, restart:
     Next {
         kind: Kind::Rollback,
         fallback: to.as_ref().and_then(|to| others.fallback(Some(to)).cloned()),
-        not: if to.is_none() { current } else { None },
+        not: if to.is_none() { current.clone() } else { None },
+        left: current,
         revision: to,
         restart,
         note: format!("rollback of {of}"),
@@ -96,9 +110,8 @@ pub fn rollback(state: &GroupState, to: Option<&Revision>, act: &Act) -> Result<
 /// something older, nor back to what was left.
 fn is_new_way_back(state: &GroupState) -> Result<(), ErrorBody> {
     let last = state.rollout.as_ref().map(|kept| &kept.value);
-    let Some((last, revision)) = last
-        .filter(|last| last.kind == Kind::Rollback)
-        .and_then(|last| Some((last, last.revision()?)))
+    let Some((last, revision)) =
+        last.filter(|last| last.left.is_some()).and_then(|last| Some((last, last.revision()?)))
     else {
         return Ok(());
     };
@@ -172,6 +185,7 @@ pub(super) fn away(state: &GroupState, record: &GroupRecord, rollout: &Rollout) 
             revision: target.revision.clone(),
             not: None,
             fallback: target.fallback.clone(),
+            left: rollout.left.clone(),
             restart: target.restart.saturating_sub(1),
             note: format!("end of the restart {}", target.order.generation),
             only: None,

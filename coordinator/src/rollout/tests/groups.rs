@@ -17,6 +17,7 @@ use crate::records::key;
 use crate::rollout::reports::INSTANCES_MAX;
 use crate::rollout::{operations, words};
 use crate::store::Change;
+use crate::store::VALUE_BYTES_MAX;
 
 fn set(world: &mut World, policy: Policy) {
     let draft = operations::set_group(world.records.remains(&web()), &web(), policy).unwrap();
@@ -209,6 +210,19 @@ fn a_group_has_room_for_so_many_and_whoever_is_in_it_goes_on() {
     report.instance = instance("i-new");
     let message = Message { seq: 9, age_ms: 0, report, note: None, log: None };
     assert!(board.report(&message, now).is_err());
+}
+
+#[test]
+fn the_rollout_of_a_full_group_is_a_record_that_can_be_stored() {
+    let mut world = World::new(policy(&[50]), &["i-0a"]);
+    world.release('b').unwrap();
+    world.settle();
+    let mut rollout = world.rollout().clone();
+    let longest = |number| instance(&format!("{number:0>64}"));
+    rollout.batches[0].members = (0..INSTANCES_MAX).map(longest).collect();
+    let bytes = serde_json::to_vec(&rollout).unwrap().len();
+    // An abort stores it among those that have ended, and begins the next one.
+    assert!(bytes < VALUE_BYTES_MAX - (64 << 10), "{bytes}");
 }
 
 #[test]

@@ -298,6 +298,14 @@ fn rollback_leads_away_from_what_runs_and_names_what_is_older() {
     let mut done = back.clone();
     assert_eq!(done.run(), End::Rests);
     assert!(again(&done).contains("was rolled back to bbbbbbb already"), "{}", again(&done));
+    assert_eq!(operations::goes_back_to(world.state()), Some(revision('b')));
+    assert_eq!(operations::goes_back_to(done.state()), None, "nor is it offered");
+    done.operate(operations::restart);
+    assert_eq!(done.run(), End::Rests);
+    assert!(again(&done).contains("already"), "a restart in between changes nothing");
+    done.release('d').unwrap();
+    assert_eq!(done.run(), End::Rests);
+    assert_eq!(operations::goes_back_to(done.state()), Some(revision('b')), "a release does");
     back.operate(|state, act| operations::rollback(state, Some(&revision('a')), act));
     assert_eq!(back.rollout().target.revision, Some(revision('a')), "also on the way");
 

@@ -24,7 +24,7 @@ use crate::observed::Observed;
 use crate::table::{Samples, note, row, times};
 
 /// How many agents there are, each in a run of its own.
-const SIZES: [usize; 3] = [1_000, 5_000, 15_000];
+const SIZES: [usize; 3] = [1_000, 5_000, 10_000];
 
 /// How often all of them are told something: a release and its abort each time.
 const ROUNDS: usize = 5;
