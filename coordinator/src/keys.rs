@@ -184,7 +184,7 @@ fn is_this_host(host: &HeaderValue) -> bool {
 impl Ring {
     /// Makes sure that there is room for another token.
     fn room(&self) -> Result<(), ErrorBody> {
-        if self.desk.held(Held::len) < TOKENS_MAX { Ok(()) } else { Err(full()) }
+        if self.desk.held(Held::count) < TOKENS_MAX { Ok(()) } else { Err(full()) }
     }
 
     fn kept(&self, key: &str) -> Option<Kept<()>> {

@@ -80,7 +80,7 @@ impl Held {
 
     /// Returns how many there are.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries.len()
     }
 
