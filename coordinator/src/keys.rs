@@ -6,8 +6,8 @@
 //!                            └─ none, and it is open ────► anybody; on loopback: who says so by its Host
 //! ```
 //!
-//! Tokens are kept at hand with the desk's records, so that no request costs a look into the store, whatever
-//! it shows; one that was revoked ends before that is acknowledged. Where the store cannot be read, nobody
+//! Tokens are kept at hand with the desk's records, so that nothing that is made up costs a look into the
+//! store; one that was revoked ends before that is acknowledged. Where the store cannot be read, nobody
 //! knows which were revoked: then none is good. That an agent's token was used is stored before its first
 //! request is answered: from then on nobody else can join as that instance.
 
@@ -22,7 +22,6 @@ use towline_protocol::api::{Code, ErrorBody, JoinSecret, Role, TokenCreated, Tok
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Join, Joined};
 use towline_protocol::time::Timestamp;
-
 use tracing::warn;
 
 use crate::auth::error::AuthError;
@@ -45,6 +44,7 @@ const RACES_MAX: usize = 8;
 
 /// How many tokens there may be, of agents and operators: they are kept at hand.
 const TOKENS_MAX: usize = 200_000;
+
 /// Keeps tokens and join secrets.
 #[derive(Debug, Clone)]
 struct Ring {

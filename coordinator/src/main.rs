@@ -42,8 +42,8 @@ enum Command {
     /// Run until told to stop (SIGTERM or SIGINT).
     ///
     /// It listens on 127.0.0.1:7617 and asks nobody for a token, unless config says otherwise; then it is
-    /// to be asked for by that address, or as localhost, and by no other name. An address that others can reach needs TLS, and then everybody a token; whoever may use the socket
-    /// `admin.sock` in its data directory makes the first one: `towline --coordinator
+    /// to be asked for by that address, or as localhost, and by no other name. An address that others can
+    /// reach needs TLS, and then everybody a token; whoever may use the socket `admin.sock` in its data directory makes the first one: `towline --coordinator
     /// unix:/var/lib/towline-coordinator/admin.sock token create …`.
     Run {
         /// The config, such as /etc/towline/coordinator.toml; all of it has defaults.

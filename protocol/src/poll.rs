@@ -277,6 +277,12 @@ mod tests {
 
         let poll: Poll = serde_json::from_str(include_str!("../golden/poll-1.json")).unwrap();
         assert_eq!((poll.seq, poll.seen.as_deref()), (7_516_192_768_001, Some("118.take.4")));
+        assert_eq!(poll.unsaid, None, "whoever does not say it has told all");
+        let poll: Poll =
+            serde_json::from_str(include_str!("../golden/poll-1-unsaid.json")).unwrap();
+        assert_eq!(poll.unsaid, Some(7_516_192_767_990));
+        let again = serde_json::to_value(&poll).unwrap();
+        assert_eq!(again["unsaid"], 7_516_192_767_990_u64);
         let question = include_str!("../golden/question-1.json");
         let question: Question = serde_json::from_str(question).unwrap();
         assert_eq!(question.order.generation, 118);

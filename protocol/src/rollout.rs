@@ -305,8 +305,16 @@ mod tests {
         assert_eq!(rollout.order().generation, 118);
         assert_eq!(rollout.batches.len(), 2);
         assert!(rollout.batches[0].is_open() && !rollout.batches[1].is_open());
+        assert_eq!((rollout.reached, &rollout.left), (None, &None));
         let again = serde_json::to_string(&rollout).unwrap();
         assert_eq!(serde_json::from_str::<Rollout>(&again).unwrap(), rollout);
+        let golden = include_str!("../golden/rollout-1-back.json");
+        let back: Rollout = serde_json::from_str(golden).unwrap();
+        assert_eq!((back.kind, back.reached), (Kind::Rollback, Some(2)));
+        assert_eq!(back.left.as_ref().map(Revision::short), Some("4f2c91e"));
+        let again = serde_json::to_value(&back).unwrap();
+        let said = serde_json::from_str::<serde_json::Value>(golden).unwrap();
+        assert_eq!((&again["left"], &again["reached"]), (&said["left"], &said["reached"]));
     }
 
     #[test]

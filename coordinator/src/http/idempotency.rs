@@ -158,23 +158,23 @@ impl Once {
 pub(crate) struct UnderWay(Mutex<BTreeSet<String>>);
 
 /// A key that nobody else works on; it is free again when this is dropped.
-struct Held<'a> {
+struct Reserved<'a> {
     under_way: &'a UnderWay,
     key: &'a str,
 }
 
 impl UnderWay {
-    fn hold<'a>(&'a self, key: &'a str) -> Result<Held<'a>, Refused> {
+    fn hold<'a>(&'a self, key: &'a str) -> Result<Reserved<'a>, Refused> {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !keys.insert(key.to_owned()) {
             let message = "the same change is being made at this moment";
             return Err(Refused::new(Code::Unavailable, message).hint("ask again in a moment"));
         }
-        Ok(Held { under_way: self, key })
+        Ok(Reserved { under_way: self, key })
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         self.under_way.0.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
     }
