@@ -333,9 +333,10 @@ impl StoreError {
         };
         match self {
             StoreError::Io { path, source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => {
-                    Some(format!("is {} the directory that was meant?", above(path)))
-                }
+                io::ErrorKind::NotFound => Some(format!(
+                    "there is no {}: make the directory that is missing, or name another place",
+                    path.display()
+                )),
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     Some(format!("run it as the owner of {}, or fix its mount", path.display()))
                 }
