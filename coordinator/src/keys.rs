@@ -430,6 +430,17 @@ mod tests {
         let (draft, made) = (keys.create)(request, act(&desk)).await.unwrap();
         assert!(desk.save(draft).await.unwrap());
         ask(&keys, Door::Net, Some(&made.secret)).await.unwrap();
+        let key = format!(
+            "{TOKENS}{}",
+            Secret::parse_header(Some(&format!("Bearer {}", made.secret))).unwrap().hash()
+        );
+        // That it was used is stored, and follows; until then each request looks whether to store it.
+        let follows = tokio::time::timeout(PATIENCE, async {
+            while !desk.held(|held| held.get(&key).is_some_and(is_used)) {
+                tokio::task::yield_now().await;
+            }
+        });
+        follows.await.unwrap();
         // From now on nobody can read what changes.
         let disk = rusqlite::Connection::open(dir.path().join("store")).unwrap();
         disk.execute_batch(
@@ -437,10 +448,6 @@ mod tests {
              UPDATE events SET key = CAST(x'ff' AS TEXT) WHERE id = NEW.id; END",
         )
         .unwrap();
-        let key = format!(
-            "{TOKENS}{}",
-            Secret::parse_header(Some(&format!("Bearer {}", made.secret))).unwrap().hash()
-        );
         let writes = vec![Write::Delete { key: key.clone() }];
         let revoked = desk.store().commit(Commit { compares: Vec::new(), writes }).await;
         assert!(matches!(revoked, Ok(Outcome::Done(_))), "{revoked:?}");
