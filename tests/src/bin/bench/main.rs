@@ -11,12 +11,8 @@ use towline_tests::contained;
 
 mod figures;
 mod observed;
-mod parked;
 mod table;
 
 fn main() -> ExitCode {
-    contained::run("towline-bench-", || {
-        figures::measure();
-        parked::measure();
-    })
+    contained::run("towline-bench-", figures::measure)
 }

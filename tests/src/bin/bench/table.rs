@@ -72,9 +72,3 @@ pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
-
-/// Prints how many times as much one median is as another.
-pub(crate) fn times(name: &str, large: &Samples, small: &Samples) {
-    let found = large.median() / small.median();
-    println!("{name:<52} {:>10}", format!("{found:.1} ×"));
-}
