@@ -15,7 +15,7 @@ use std::time::Duration;
 use towline_protocol::api::ErrorBody;
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Goodbye, Message, Poll, Question, lease_s};
-use towline_protocol::rollout::{Clock, State};
+use towline_protocol::rollout::Clock;
 use towline_protocol::time::Timestamp;
 
 use crate::fleet::{Attendance, Presence};
@@ -128,7 +128,7 @@ impl Board {
                 lost.extend(self.records.apply(change).err());
                 continue;
             };
-            let told = instance.as_ref().and_then(|instance| self.told_at(&group, instance));
+            let told = instance.as_ref().and_then(|instance| self.told(&group, instance));
             let was_alone = self.is_alone(&group);
             match self.records.apply(change) {
                 Ok(Some(_)) => {}
@@ -143,7 +143,7 @@ impl Board {
                 .or_insert_with(|| Touched { was_alone, ..Touched::default() });
             match (kind, instance) {
                 ("instance", Some(instance)) => {
-                    if told != self.told_at(&group, &instance) {
+                    if told != self.told(&group, &instance) {
                         self.note_told(&group, &instance);
                     }
                     touched.instances.push(instance);
@@ -167,19 +167,16 @@ impl Board {
         (touched.into_keys().collect(), lost)
     }
 
-    /// Returns the number and the time of what an instance told last.
-    fn told_at(&self, group: &Group, instance: &Instance) -> Option<(u64, Timestamp)> {
+    /// Returns the number of what an instance told last.
+    fn told(&self, group: &Group, instance: &Instance) -> Option<u64> {
         let record = self.records.group(group)?.member(instance)?;
-        record.report.as_ref().map(|_| (record.seq, record.reported))
+        record.report.as_ref().map(|_| record.seq)
     }
 
     /// Was somebody told no who is to ask again once there is room, and may there be some? While a rollout
     /// stands nobody gets leave.
     fn may_have_room(&self, group: &Group) -> bool {
-        let stands = |state: &GroupState| {
-            state.going().is_some_and(|rollout| rollout.state != State::Running)
-        };
-        self.hub.has_refused(group) && !self.records.group(group).is_some_and(stands)
+        self.hub.has_refused(group) && !self.records.group(group).is_some_and(GroupState::stands)
     }
 
     fn is_alone(&self, group: &Group) -> bool {

@@ -17,7 +17,6 @@ use tokio::sync::oneshot;
 use towline_protocol::api::Budget;
 use towline_protocol::ids::{Group, Instance};
 use towline_protocol::poll::{Answer, VERSION, Word};
-use towline_protocol::rollout::State;
 
 use crate::fleet::{self, Attendance};
 use crate::records::GroupState;
@@ -144,7 +143,7 @@ impl Hub {
         let wait_s = self.wait_s;
         let parking = self.parking(&state.group);
         // While a rollout stands, nobody gets leave.
-        if state.going().is_none_or(|rollout| rollout.state == State::Running) {
+        if !state.stands() {
             parking.make_room(fleet::budget(state, attendance));
         }
         // Answers of before are made again where they still hold.

@@ -19,7 +19,7 @@ use towline_protocol::fleet::{
     Floor, GroupRecord, InstanceRecord, Permit, PermitCount, TargetRecord,
 };
 use towline_protocol::ids::{Group, Instance, Order};
-use towline_protocol::rollout::{Clock, Rollout};
+use towline_protocol::rollout::{Clock, Rollout, State};
 
 use crate::store::{Change, Commit, Compare, Entry, OPERATIONS_MAX, Version, Write};
 
@@ -180,6 +180,12 @@ impl GroupState {
     #[must_use]
     pub fn going(&self) -> Option<&Rollout> {
         self.rollout.as_ref().map(|kept| &kept.value).filter(|rollout| !rollout.state.is_ended())
+    }
+
+    /// Does a rollout stand, so that nobody gets leave to swap?
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.going().is_some_and(|rollout| rollout.state != State::Running)
     }
 
     /// Returns those that its present or last rollout goes on without, until they poll again.

@@ -62,8 +62,7 @@ pub fn decide(state: &GroupState, attendance: &Attendance, question: &Question, 
         if stored.is_some_and(|permit| permit.seq < question.seq && is_unused(state, permit)) {
             close(state, instance, &mut draft);
         }
-        let stands = state.going().is_some_and(|rollout| rollout.state != State::Running);
-        let asks_again = stands && is_ordered(state, instance);
+        let asks_again = state.stands() && is_ordered(state, instance);
         return Leave { asks_again, ..refuse(draft, reason) };
     }
     // Whoever asks is there. What it serves is known to be bad, or else it is to be spared: not known is
