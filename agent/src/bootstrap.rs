@@ -28,6 +28,7 @@ use crate::shell::{Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
+use crate::systemd::Notify;
 
 /// Why an agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -146,12 +147,16 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Starts the agent of one app: returns its shell, and the first effects to perform.
+/// Starts the agent of one app: returns its shell, and the first effects to perform. `notify` is told
+/// when it is settled what `current` is.
 ///
 /// # Errors
 ///
 /// See [`StartError`].
-pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
+pub async fn start(
+    config: Config,
+    notify: Notify,
+) -> Result<(Shell, Vec<Effect>), StartError> {
     let account = account(&config)?;
     let token = token(&config).map_err(StartError::Origin)?;
     let origin = origin(&config, token).map_err(StartError::Origin)?;
@@ -191,6 +196,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         before: RefCell::new(None),
         // A reload that the last run asked for may still be under way.
         is_unsettled: Cell::new(journal.swap.is_some()),
+        notify,
         saying: Saying::default(),
         is_lost: Cell::new(false),
     });

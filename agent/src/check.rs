@@ -240,7 +240,9 @@ fn programs(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
     let install = recipe.install.as_ref();
     let outputs = install.into_iter().flat_map(|install| &install.outputs);
     let made: Vec<&RelativePath> = outputs.chain(&recipe.shared).collect();
-    look("manager.start", &recipe.manager.start, &made);
+    if let Some(start) = &recipe.manager.start {
+        look("manager.start", start, &made);
+    }
     let Some(install) = install else { return };
     look("install.command", &install.command, &[]);
     let program = install.command.program.as_str();

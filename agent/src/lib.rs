@@ -25,3 +25,4 @@ pub mod shell;
 pub mod shown;
 pub mod source;
 pub mod status;
+pub mod systemd;

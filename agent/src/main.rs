@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use towline_agent::config::{Config, ConfigError};
 use towline_agent::release::{DiskError, Store};
 use towline_agent::shell::{End, Until};
+use towline_agent::systemd::Notify;
 use towline_agent::{bootstrap, check, error, git, status};
 use towline_protocol::recipe;
 use tracing_subscriber::EnvFilter;
@@ -181,7 +182,14 @@ fn run(work: &Work, variables: &BTreeMap<String, String>, until: Until) -> ExitC
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, None, FAILED),
     };
-    let code = runtime.block_on(work_until(config, until));
+    let notify = match Notify::new(variables, std::process::id()) {
+        Ok(notify) => notify,
+        Err(error) => {
+            let what = format!("could not use the socket that NOTIFY_SOCKET names: {error}");
+            return complain(&io::Error::new(error.kind(), what), None, CONFIG);
+        }
+    };
+    let code = runtime.block_on(work_until(config, notify, until));
     // A thread that waits for a disk or for the network must not hold the exit.
     runtime.shutdown_timeout(Duration::from_secs(5));
     code
@@ -215,7 +223,7 @@ fn say_goodbye(path: &Path, variables: &BTreeMap<String, String>) -> ExitCode {
     }
 }
 
-async fn work_until(config: Config, until: Until) -> ExitCode {
+async fn work_until(config: Config, notify: Notify, until: Until) -> ExitCode {
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         match signal(kind) {
@@ -229,7 +237,7 @@ async fn work_until(config: Config, until: Until) -> ExitCode {
             Err(error) => return complain(&error, None, FAILED),
         }
     }
-    let (shell, effects) = match bootstrap::start(config).await {
+    let (shell, effects) = match bootstrap::start(config, notify).await {
         Ok(started) => started,
         Err(error) => {
             let code = if error.is_temporary() { TRY_LATER } else { CONFIG };

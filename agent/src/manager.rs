@@ -2,15 +2,15 @@
 //! while it replaces them.
 //!
 //! ```text
-//!   pid file ─┐            ┌─ Running(Process) ──► signal, stop: through its pidfd
-//!             ├─► proof ───┤         └─► Snapshot ──► (signal) ──► prove: look, judge, look again
-//!   status ───┘            └─ Nothing(why) ──► the caller may start it
+//!   pid file ─┐            ┌─ Running(Process) ──► signal, stop: through its pidfd, or its unit
+//!   status ───┼─► proof ───┤         └─► Snapshot ──► (signal) ──► prove: look, judge, look again
+//!   unit ─────┘            └─ Nothing(why) ──► the caller may start it
 //! ```
 //!
 //! Invariants
 //! - A pid is a claim. A [`Process`] exists only after its pidfd was opened and the process behind it
 //!   was then examined: it lives, is the app user's, is not the agent nor above it, and is no younger
-//!   than the pid file that names it.
+//!   than the pid file that names it; or it lies in the control group of the unit that names it.
 //! - No signal is ever sent by number. A process that has ended is [`SignalError::Gone`], whoever has
 //!   its pid by then.
 //! - Doubt is an error or an absence with its reason; never a process.
@@ -32,6 +32,7 @@ use crate::process::{
     self, Environment, Exit, Job, ProcessError, Remains, RunAs, Stat, TICKS_PER_SECOND, off_thread,
 };
 use crate::shown::short_line;
+use crate::systemd::{self, Active, State, UnitError};
 
 mod judge;
 mod pid_file;
@@ -71,6 +72,14 @@ pub struct Process {
     pid: i32,
     start_ticks: u64,
     pidfd: OwnedFd,
+    unit: Option<Unit>,
+}
+
+/// The unit whose main process a manager is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Unit {
+    name: String,
+    cgroup: String,
 }
 
 impl Process {
@@ -100,6 +109,11 @@ impl Process {
     pub fn watch(&self) -> io::Result<Receiver> {
         // No pipe, and nothing is read: it is the runtime's safe way to wait for a descriptor.
         Receiver::from_owned_fd_unchecked(self.pidfd.try_clone()?)
+    }
+
+    /// Returns the control group in which all is its own; `None` where it has none.
+    fn cgroup(&self) -> Option<String> {
+        self.unit.as_ref().map(|unit| unit.cgroup.clone())
     }
 
     fn as_worker(&self) -> Worker {
@@ -138,6 +152,18 @@ pub enum Absence {
         /// How it ended.
         exit: Exit,
     },
+    /// The unit has no main process.
+    Unit {
+        /// What it is at.
+        state: State,
+    },
+}
+
+impl Absence {
+    /// Will nothing come of it by itself any more?
+    fn is_final(&self) -> bool {
+        matches!(self, Absence::Unit { state } if state.active == Active::Failed)
+    }
 }
 
 impl fmt::Display for Absence {
@@ -151,6 +177,7 @@ impl fmt::Display for Absence {
                 later.as_secs()
             ),
             Absence::Status { exit } => write!(f, "the status command ended with {exit}"),
+            Absence::Unit { state } => write!(f, "the unit is {state}"),
         }
     }
 }
@@ -198,6 +225,18 @@ pub enum FindError {
         /// Why not.
         source: ProcessError,
     },
+    /// The unit could not be looked at.
+    #[error("could not learn whether the app's unit runs")]
+    Unit {
+        /// Why not.
+        source: UnitError,
+    },
+    /// The unit is active, and systemd knows no main process of it.
+    #[error("the unit {unit} is active without a main process")]
+    NoMainProcess {
+        /// The unit.
+        unit: String,
+    },
     /// The process could not be examined.
     #[error("could not examine process {pid}")]
     Examine {
@@ -226,6 +265,10 @@ impl FindError {
                     .to_owned(),
             ),
             FindError::Status { source } => source.hint(),
+            FindError::Unit { source } => source.hint(),
+            FindError::NoMainProcess { unit } => Some(format!(
+                "make {unit} Type=notify, exec or simple; with Type=forking give it a PIDFile="
+            )),
             FindError::Examine { .. } => None,
         }
     }
@@ -267,19 +310,48 @@ pub async fn find(find: &Find, context: &Context<'_>) -> Result<Finding, FindErr
             let failed = |source| FindError::PidFile { path: path.clone(), source };
             let file = path.clone();
             let examined = off_thread(move || match pid_file::read(&file, account)? {
-                Some(PidFile { pid, age }) => examine(pid, Some(age), account),
+                Some(PidFile { pid, age }) => examine(pid, Claim::File(age), account),
                 None => Ok(Finding::Nothing(Absence::NoPidFile)),
             });
             examined.await.map_err(failed)?
         }
         Find::Status(command) => match status(command, context).await? {
             Ok(pid) => {
-                let examined = off_thread(move || examine(pid, None, account)).await;
+                let examined = off_thread(move || examine(pid, Claim::Status, account)).await;
                 examined.map_err(|source| FindError::Examine { pid, source })?
             }
             Err(exit) => Ok(Finding::Nothing(Absence::Status { exit })),
         },
+        Find::Unit(unit) => find_unit(unit, context).await,
     }
+}
+
+/// Asks systemd for the main process of a unit.
+async fn find_unit(unit: &str, context: &Context<'_>) -> Result<Finding, FindError> {
+    let state = systemd::show(unit, context.run_as, context.stop).await;
+    let state = state.map_err(|source| FindError::Unit { source })?;
+    match (state.main_pid, state.cgroup.clone()) {
+        (Some(pid), Some(cgroup)) => {
+            let unit = Unit { name: unit.to_owned(), cgroup };
+            // Whom a unit runs as is for the unit to say: its name is one that host config allows.
+            let examined = off_thread(move || examine(pid, Claim::Unit(unit), None)).await;
+            examined.map_err(|source| FindError::Examine { pid, source })?
+        }
+        _ if state.active == Active::Active => {
+            Err(FindError::NoMainProcess { unit: unit.to_owned() })
+        }
+        _ => Ok(Finding::Nothing(Absence::Unit { state })),
+    }
+}
+
+/// What names a pid.
+enum Claim {
+    /// A file that was written so long ago.
+    File(Duration),
+    /// A command of the recipe's.
+    Status,
+    /// systemd.
+    Unit(Unit),
 }
 
 /// Asks the status command for the pid; one that fails says that nothing runs.
@@ -316,13 +388,7 @@ async fn status(
 }
 
 /// Proves that `pid` is the manager. Blocks while `/proc` is read.
-///
-/// - `written`: how long ago the pid file was written; `None` where there is no file.
-fn examine(
-    pid: i32,
-    written: Option<Duration>,
-    account: Option<u32>,
-) -> Result<Finding, FindError> {
+fn examine(pid: i32, claim: Claim, account: Option<u32>) -> Result<Finding, FindError> {
     let dead = Ok(Finding::Nothing(Absence::Dead { pid }));
     let refused = |reason: String| Err(FindError::NotManager { pid, reason });
     let pidfd = match Pid::from_raw(pid).map(|raw| pidfd_open(raw, PidfdFlags::empty())) {
@@ -337,9 +403,18 @@ fn examine(
     // Read after the pidfd was opened: if the process ends from here on and another gets its pid,
     // signals through the pidfd reach neither.
     let Some(stat) = Stat::read(pid).filter(|stat| !stat.ended) else { return dead };
-    if let Some(later) = written.and_then(|age| born_after(stat.start_ticks, age)) {
-        return Ok(Finding::Nothing(Absence::Stale { pid, later }));
-    }
+    let unit = match claim {
+        Claim::File(age) => {
+            if let Some(later) = born_after(stat.start_ticks, age) {
+                return Ok(Finding::Nothing(Absence::Stale { pid, later }));
+            }
+            None
+        }
+        Claim::Status => None,
+        // It has ended since systemd named it, and another has its pid.
+        Claim::Unit(unit) if !process::is_in_cgroup(pid, &unit.cgroup) => return dead,
+        Claim::Unit(unit) => Some(unit),
+    };
     if process::own_line().contains(&pid) {
         return refused("it is the agent, or a process that the agent runs under".to_owned());
     }
@@ -355,7 +430,7 @@ fn examine(
             None => return dead,
         }
     }
-    Ok(Finding::Running(Process { pid, start_ticks: stat.start_ticks, pidfd }))
+    Ok(Finding::Running(Process { pid, start_ticks: stat.start_ticks, pidfd, unit }))
 }
 
 /// Returns by how much a process is younger than the file that names it, beyond the slack.
@@ -388,10 +463,11 @@ pub fn signal(process: &Process, signal: ReloadSignal) -> Result<(), SignalError
     }
 }
 
-/// Returns the manager's workers: all that descends from it and lives. None for one that has none.
+/// Returns the manager's workers: all that descends from it, or is in its unit's control group, and
+/// lives. None for one that has none.
 pub async fn workers(process: &Process) -> Vec<Worker> {
-    let pid = process.pid;
-    let read = move || process::descendants(pid, &process::all());
+    let (pid, cgroup) = (process.pid, process.cgroup());
+    let read = move || process::owned(pid, cgroup.as_deref(), &process::all());
     let found = off_thread(read).await.unwrap_or_default();
     found.iter().map(|(_, stat)| Worker::from(stat)).collect()
 }
@@ -405,12 +481,12 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let parent = Stat::read(own).unwrap().parent;
         for pid in [own, parent] {
-            let error = examine(pid, None, None).unwrap_err();
+            let error = examine(pid, Claim::Status, None).unwrap_err();
             assert!(matches!(error, FindError::NotManager { .. }), "{error}");
             assert!(error.hint().is_some());
         }
         let free = (2..i32::MAX).rev().find(|&pid| Stat::read(pid).is_none()).unwrap();
-        let finding = examine(free, None, None).unwrap();
+        let finding = examine(free, Claim::Status, None).unwrap();
         assert!(matches!(finding, Finding::Nothing(Absence::Dead { .. })));
     }
 

@@ -38,6 +38,7 @@ use crate::process::RunAs;
 use crate::release::Store;
 use crate::release::state::{Lock, Status};
 use crate::source::{Said, Source, Told};
+use crate::systemd::Notify;
 
 mod activate;
 mod place;
@@ -45,6 +46,7 @@ mod prepare;
 mod printed;
 mod probe;
 mod saying;
+mod unit;
 mod watch;
 
 pub(crate) use activate::look;
@@ -67,6 +69,8 @@ pub struct Tools {
     pub(crate) before: RefCell<Option<manager::Snapshot>>,
     /// May a reload still be under way, of which nothing is known?
     pub(crate) is_unsettled: Cell<bool>,
+    /// The manager that started the agent.
+    pub(crate) notify: Notify,
     /// What the task that runs has to tell people.
     pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
@@ -117,6 +121,8 @@ pub struct Shell {
     source: Source,
     started: Instant,
     wake: Option<Duration>,
+    /// When the watchdog is due to be fed.
+    feed: Option<Instant>,
     task: Option<(TaskId, CancellationToken, Running)>,
     /// Ends when the manager of what serves does, while nothing is done about it.
     gone: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -147,6 +153,7 @@ impl Shell {
             source,
             started: Instant::now(),
             wake: None,
+            feed: None,
             task: None,
             gone: None,
             is_beside: false,
@@ -165,6 +172,7 @@ impl Shell {
         until: Until,
         stop: &CancellationToken,
     ) -> End {
+        self.feed();
         self.perform(effects).await;
         if let Some(said) = self.source.first() {
             self.hear(said).await;
@@ -201,9 +209,22 @@ impl Shell {
                     Event::Woke
                 }
                 () = ended_by_itself(&mut self.gone) => Event::Ended,
+                () = at(self.feed) => {
+                    self.feed();
+                    continue;
+                }
             };
             self.step(event).await;
         }
+    }
+
+    /// Feeds the watchdog: here and nowhere else, so that a loop that stands lets it starve.
+    fn feed(&mut self) {
+        let every = self.tools.notify.feeds_every();
+        self.feed = every.map(|every| {
+            self.tools.notify.feed();
+            Instant::now() + every
+        });
     }
 
     /// Takes hold of the manager while nothing is done about it.
@@ -219,6 +240,7 @@ impl Shell {
 
     /// Told to stop; `is_goodbye`: because the instance is shut down.
     async fn stopped(&mut self, is_goodbye: bool) -> End {
+        self.tools.notify.stopping();
         self.cancel().await;
         if let Some(journal) = self.machine.stopped() {
             self.write(&journal);
@@ -409,6 +431,10 @@ impl Shell {
             let evidence = report.evidence.map(Evidence::as_str);
             info!(revision = serving, health = report.health.as_str(), evidence, "serving");
         }
+        if !self.machine.is_booting() {
+            self.tools.notify.ready();
+        }
+        self.tools.notify.status(&status_line(&report));
         let (note, log) = (self.note.take(), self.log.take());
         self.source.tell(Told { report: report.clone(), note, log });
         let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
@@ -442,6 +468,17 @@ fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
     let kept: Vec<Revision> = store.complete();
     if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
         warn!(error = errors::chain(&error), "could not prune the git cache");
+    }
+}
+
+/// One line for `systemctl status`.
+fn status_line(report: &Report) -> String {
+    let adopted = report.adopted.then_some("what was adopted");
+    let serves = report.serving.as_ref().map(Revision::short).or(adopted).unwrap_or("nothing");
+    let line = format!("{}; serves {serves}, {}", report.phase.as_str(), report.health.as_str());
+    match &report.degraded {
+        Some(reason) => format!("{line}; degraded: {reason}"),
+        None => line,
     }
 }
 

@@ -12,7 +12,7 @@
 //! Invariants
 //! - Every command has a program; every path is relative and stays inside the release, save a pid
 //!   file's, which may be absolute.
-//! - There is a health check, a way to find the manager, and a way to start it.
+//! - There is a health check, a way to find the manager, and a way to start it: a command, or its unit.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,6 +28,9 @@ pub const REVISION_FILE: &str = ".towline-revision";
 
 /// The largest recipe that is read, in bytes.
 pub const SIZE_BYTES_MAX: u64 = 64 * 1024;
+
+/// The longest name of a unit that systemd takes (`UNIT_NAME_MAX`, systemd.unit(5)).
+pub const UNIT_CHARS_MAX: usize = 255;
 
 /// How a revision is installed, reloaded and probed.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,8 +139,8 @@ pub struct Manager {
     pub find: Find,
     /// How it is told to replace its workers.
     pub reload: Reload,
-    /// Starts it where nothing runs.
-    pub start: CommandLine,
+    /// Starts it where nothing runs; `None` exactly where a unit does.
+    pub start: Option<CommandLine>,
     /// When a reload is not enough.
     pub restart_when: Vec<RestartWhen>,
     /// How long a reload, a stop or a start may take; 90 s by default.
@@ -151,6 +154,8 @@ pub enum Find {
     PidFile(String),
     /// A command that prints its pid and succeeds, or fails where nothing runs.
     Status(CommandLine),
+    /// A service of the host's systemd, whose main process it is.
+    Unit(String),
 }
 
 /// How the manager is told to replace its workers.
@@ -160,6 +165,8 @@ pub enum Reload {
     Signal(ReloadSignal),
     /// A command, run as the app's user in the new release.
     Command(CommandLine),
+    /// The unit's own `ExecReload=`.
+    Unit,
 }
 
 /// The signals that ask a manager to reload; those that end a process are not among them.

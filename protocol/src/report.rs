@@ -137,6 +137,24 @@ pub enum Evidence {
     Served,
 }
 
+impl Phase {
+    /// Returns the word for it in reports and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Idle => "idle",
+            Phase::Preparing => "preparing",
+            Phase::Waiting => "waiting",
+            Phase::Asking => "asking",
+            Phase::Activating => "activating",
+            Phase::Proving => "proving",
+            Phase::Probing => "probing",
+            Phase::Restoring => "restoring",
+        }
+    }
+}
+
 impl Health {
     /// Returns the word for it in reports and logs.
     #[must_use]
@@ -232,6 +250,20 @@ mod tests {
 
     #[test]
     fn the_words_are_those_of_the_wire() {
+        let phases = [
+            Phase::Starting,
+            Phase::Idle,
+            Phase::Preparing,
+            Phase::Waiting,
+            Phase::Asking,
+            Phase::Activating,
+            Phase::Proving,
+            Phase::Probing,
+            Phase::Restoring,
+        ];
+        for phase in phases {
+            assert_eq!(serde_json::to_value(phase).unwrap(), phase.as_str());
+        }
         for health in [Health::Healthy, Health::Unhealthy, Health::Unknown] {
             assert_eq!(serde_json::to_value(health).unwrap(), health.as_str());
         }

@@ -33,7 +33,8 @@ pub(super) struct AdoptTable {
     dir: PathBuf,
     pid_file: Option<String>,
     status: Option<Vec<String>>,
-    start: Vec<String>,
+    unit: Option<String>,
+    start: Option<Vec<String>>,
     timeout_s: Option<f64>,
     #[serde(default)]
     health: Table,
@@ -46,7 +47,7 @@ impl AdoptTable {
     ///
     /// The first problem: its field by its full name, and what is wrong.
     pub(super) fn check(self, own: &Path) -> Result<Adopted, (String, String)> {
-        let Self { dir, pid_file, status, start, timeout_s, mut health } = self;
+        let Self { dir, pid_file, status, unit, start, timeout_s, mut health } = self;
         let refused =
             |field: &str, message: &str| Err((format!("adopt.{field}"), message.to_owned()));
         let is_plain =
@@ -71,8 +72,9 @@ impl AdoptTable {
         let mut manager = Table::new();
         manager.extend(pid_file.map(|path| ("pid_file".to_owned(), path.into())));
         manager.extend(status.map(|command| ("status".to_owned(), list(command))));
+        manager.extend(unit.map(|unit| ("unit".to_owned(), unit.into())));
         manager.extend(timeout_s.map(|seconds| ("timeout_s".to_owned(), seconds.into())));
-        manager.insert("start".to_owned(), list(start));
+        manager.extend(start.map(|command| ("start".to_owned(), list(command))));
         manager.insert("reload".to_owned(), "SIGHUP".into());
         let mut text = Table::new();
         text.insert("manager".to_owned(), manager.into());
@@ -117,8 +119,12 @@ mod tests {
         let adopted = check(LEAST).unwrap();
         assert!(!adopted.is_probed, "its manager's life is all that is known");
         assert_eq!(adopted.dir, Path::new("/srv/old"));
-        assert_eq!(adopted.recipe.manager.start.to_string(), "./bin/start");
+        assert_eq!(adopted.recipe.manager.start.unwrap().to_string(), "./bin/start");
         assert_eq!(adopted.recipe.manager.timeout.as_secs(), 90);
+        let by_unit = check("dir = \"/srv/old\"\nunit = \"old.service\"\n").unwrap();
+        assert_eq!(by_unit.recipe.manager.find, Find::Unit("old.service".to_owned()));
+        assert_eq!(by_unit.recipe.manager.start, None, "its unit starts it");
+        let adopted = check(LEAST).unwrap();
         assert_eq!(adopted.recipe.health.healthy_for.as_secs(), 30);
         let probed = "[health]\nhttp = \"http://127.0.0.1:80/up\"\nhealthy_for_s = 2\n";
         let adopted = check(&format!("{LEAST}{probed}")).unwrap();

@@ -99,6 +99,14 @@ impl Ladder {
 }
 
 impl Machine {
+    /// Is it still open what `current` is to be, since nothing of the app runs? Not where all rungs have
+    /// been tried: what happens next is for the world to change.
+    #[must_use]
+    pub fn is_booting(&self) -> bool {
+        let is_climbing = self.ladder.as_ref().is_some_and(|ladder| !ladder.is_on_ground());
+        is_climbing || matches!(self.state, State::Unsure)
+    }
+
     /// Begins at the first rung, keeping the time that is left.
     pub(super) fn climb(&mut self, effects: &mut Vec<Effect>) {
         let fresh = match &self.ladder {

@@ -110,7 +110,7 @@ impl Seen {
 }
 
 /// The manager's processes at one look.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct View {
     /// The manager; `None` where none runs.
     pub manager: Option<Seen>,
@@ -120,14 +120,22 @@ pub struct View {
     pub old: Vec<Worker>,
     /// Have the branches held still since the look before?
     pub settled: bool,
+    /// Does the manager count among those that may come and go, because its unit starts it again?
+    pub is_unit: bool,
+    /// Is the manager gone, and nobody left to start it again?
+    pub is_over: bool,
 }
 
 impl View {
-    /// Looks at `manager` and its workers. `settled` is for the caller to say.
-    pub(super) async fn take(manager: Option<Worker>, before: &Snapshot) -> View {
+    /// Looks at a manager, and at its workers. `settled` and `is_over` are for the caller to say.
+    pub(super) async fn take(process: Option<&Process>, before: &Snapshot) -> View {
         let replaceable = before.replaceable();
+        let manager = process.map(Process::as_worker);
+        let cgroup = process.and_then(Process::cgroup);
+        let is_unit = cgroup.is_some();
         let read = move || {
-            let below = manager.map(|manager| process::descendants(manager.pid, &process::all()));
+            let below = manager
+                .map(|manager| process::owned(manager.pid, cgroup.as_deref(), &process::all()));
             View {
                 manager: manager.map(|manager| Seen::read(manager, manager.pid)),
                 workers: below
@@ -140,17 +148,20 @@ impl View {
                     .filter(|worker| Some(*worker) != manager && worker.is_alive())
                     .collect(),
                 settled: false,
+                is_unit,
+                is_over: false,
             }
         };
         // A read that failed has seen nothing, which proves nothing.
-        let nothing = View { manager: None, workers: Vec::new(), old: Vec::new(), settled: false };
-        off_thread(read).await.unwrap_or(nothing)
+        off_thread(read).await.unwrap_or_default()
     }
 
-    /// Returns the manager's children, each with what it runs.
+    /// Returns the manager's children, each with what it runs; and a unit's manager, since what ends
+    /// as soon as it starts is started again by systemd.
     pub(super) fn present_branches(&self) -> impl Iterator<Item = (Worker, Vec<PathBuf>)> {
         let branches = self.workers.iter().filter(|seen| seen.branch == seen.worker.pid);
-        branches.map(|seen| (seen.worker, seen.files.clone().unwrap_or_default()))
+        let own = self.manager.iter().filter(|_| self.is_unit);
+        branches.chain(own).map(|seen| (seen.worker, seen.files.clone().unwrap_or_default()))
     }
 
     /// Returns what must hold still: the manager's children, or a manager that has none.
@@ -302,7 +313,7 @@ mod tests {
 
     fn view(workers: Vec<Seen>) -> View {
         let manager = Some(seen(10, 50, "/srv/web/releases/old", "/usr/bin/gunicorn"));
-        View { manager, workers, old: Vec::new(), settled: true }
+        View { manager, workers, settled: true, ..View::default() }
     }
 
     fn before() -> Snapshot {

@@ -182,21 +182,24 @@ pub async fn prove(
             () = context.stop.cancelled() => return Err(ProveError::Cancelled),
             () = sleep(pause) => {}
         }
-        let longest = if matches!(find, Find::Status(_)) { STATUS_PAUSE } else { PAUSE_MAX };
+        let longest = match find {
+            Find::Status(_) => STATUS_PAUSE,
+            Find::PidFile(_) | Find::Unit(_) => PAUSE_MAX,
+        };
         pause = (pause * 2).min(longest);
     }
 }
 
 /// Looks once.
 async fn look(find: &Find, context: &Context<'_>, before: &Snapshot) -> Result<View, FindError> {
-    let manager = match self::find(find, context).await? {
-        Finding::Running(process) => Some(process.as_worker()),
+    let (manager, is_over) = match self::find(find, context).await? {
+        Finding::Running(process) => (Some(process), false),
         Finding::Nothing(absence) => {
             debug!(%absence, "no manager");
-            None
+            (None, absence.is_final())
         }
     };
-    Ok(View::take(manager, before).await)
+    Ok(View { is_over, ..View::take(manager.as_ref(), before).await })
 }
 
 /// Watches, while an app is probed, whether its workers end as soon as they start.
@@ -289,7 +292,7 @@ impl Watch {
             }
             Judgement::ManagerGone => {
                 let waited = self.missing();
-                (late || waited >= GONE_MAX).then_some(Err(ProveError::Gone { waited }))
+                (late || view.is_over || waited >= GONE_MAX).then_some(Err(ProveError::Gone { waited }))
             }
             Judgement::Pending(_) if !late => None,
             Judgement::Pending(Pending::Old(pids) | Pending::BornBefore(pids)) => {

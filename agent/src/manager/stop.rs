@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Process, Worker};
+use super::{Context, Process, Worker};
 use crate::process::{self, Stat, off_thread};
+use crate::systemd::{self, UnitError, Verb};
 
 /// How long killed processes are waited for.
 const KILLED_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -38,6 +39,12 @@ pub enum StopError {
         /// The processes.
         pids: Vec<i32>,
     },
+    /// systemd did not take the order to stop its unit.
+    #[error("could not have the app's unit stopped")]
+    Unit {
+        /// Why not.
+        source: UnitError,
+    },
     /// The agent is to stop, and leaves the manager to the next run.
     #[error("stopping the cluster manager was cancelled")]
     Cancelled,
@@ -53,18 +60,19 @@ impl StopError {
                  holds processes like this"
                     .to_owned(),
             ),
+            StopError::Unit { source } => source.hint(),
             StopError::Cancelled => None,
         }
     }
 }
 
-/// Asks the manager to end (TERM), waits for it and all its workers, and kills those that are left
-/// after `timeout`.
+/// Asks the manager to end (TERM, or a word to its unit), waits for it and all its workers, and kills
+/// those that are left after `timeout`.
 ///
 /// Workers are not asked: a manager that ends well ends them, and lets them finish what they do.
 ///
-/// - `stop`: the agent is to stop. Nothing is killed then, and nothing begun: a manager that was asked
-///   already is waited for a little longer.
+/// - `context.stop`: the agent is to stop. Nothing is killed then, and nothing begun: a manager that was
+///   asked already is waited for a little longer.
 ///
 /// # Errors
 ///
@@ -72,15 +80,20 @@ impl StopError {
 pub async fn stop(
     process: &Process,
     timeout: Duration,
-    stop: &CancellationToken,
+    context: &Context<'_>,
 ) -> Result<Stopped, StopError> {
+    let stop = context.stop;
     if stop.is_cancelled() {
         return Err(StopError::Cancelled);
     }
     let mut known = Known::new(process);
     // Before the signal: once the manager has ended, its workers cannot be told from others.
     known.look().await;
-    if pidfd_send_signal(&process.pidfd, Signal::TERM).is_ok() {
+    if let Some(unit) = &process.unit {
+        // By its unit, which would otherwise start it again.
+        let told = systemd::tell(Verb::Stop, &unit.name, context.run_as, stop).await;
+        told.map_err(|source| StopError::Unit { source })?;
+    } else if pidfd_send_signal(&process.pidfd, Signal::TERM).is_ok() {
         // A stopped process hears of it only once it goes on.
         pidfd_send_signal(&process.pidfd, Signal::CONT).ok();
     }
@@ -125,6 +138,9 @@ async fn reaped(process: &Process) {
 /// The manager and everything that was seen to descend from it, until it has ended.
 struct Known {
     manager: Worker,
+    /// The control group in which all is the manager's, until it was looked into: what comes there once
+    /// the manager was asked to end is another start of the unit.
+    cgroup: Option<String>,
     /// Is the manager the leader of its session? Then all in the session are its.
     leads: bool,
     processes: BTreeMap<Worker, OwnedFd>,
@@ -139,6 +155,7 @@ impl Known {
             manager,
             // Asked after the line was read, which was the manager's own if it still lives.
             leads: leads && process.is_alive(),
+            cgroup: process.cgroup(),
             processes: processes.into_iter().collect(),
         }
     }
@@ -147,7 +164,7 @@ impl Known {
     ///
     /// Returns whether that could be done: a look that failed has not seen that nothing is left.
     async fn look(&mut self) -> bool {
-        let (manager, leads) = (self.manager, self.leads);
+        let (manager, leads, cgroup) = (self.manager, self.leads, self.cgroup.take());
         let mut processes = std::mem::take(&mut self.processes);
         let read = move || {
             let all = process::all();
@@ -158,6 +175,7 @@ impl Known {
             let below = |worker: &Worker| process::descendants(worker.pid, &all);
             let mut found: Vec<Stat> =
                 processes.keys().flat_map(below).map(|(_, stat)| stat).collect();
+            found.extend(cgroup.iter().flat_map(|cgroup| process::members(cgroup, &all)));
             if leads {
                 found.extend(process::session_members(manager.pid, manager.start_ticks, &all));
             }

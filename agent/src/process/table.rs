@@ -182,6 +182,40 @@ pub(crate) fn real_uid(pid: i32) -> Option<u32> {
     std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// Is `pid` in the control group `path` of systemd's hierarchy, or below it?
+pub(crate) fn is_in_cgroup(pid: i32, path: &str) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    text.lines().any(|line| {
+        // The one hierarchy of cgroup v2, or the one that systemd has for itself beside v1's.
+        let own = line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1));
+        let rest = own.and_then(|own| own.strip_prefix(path.trim_end_matches('/')));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
+/// Returns what lives in a control group.
+pub(crate) fn members(cgroup: &str, table: &[Stat]) -> Vec<Stat> {
+    let is_member = |stat: &&Stat| !stat.ended && is_in_cgroup(stat.pid, cgroup);
+    table.iter().filter(is_member).cloned().collect()
+}
+
+/// Returns what descends from `root`, and what else lives in the control group of its unit, each with
+/// the process directly below `root`, or below nobody of the unit, that it descends from.
+pub(crate) fn owned(root: i32, cgroup: Option<&str>, table: &[Stat]) -> Vec<(i32, Stat)> {
+    let mut found = descendants(root, table);
+    let Some(cgroup) = cgroup else { return found };
+    let known: BTreeSet<i32> = found.iter().map(|(_, stat)| stat.pid).chain([root]).collect();
+    let mut strays = members(cgroup, table);
+    strays.retain(|stat| !known.contains(&stat.pid));
+    let pids: BTreeSet<i32> = strays.iter().map(|stat| stat.pid).collect();
+    for top in strays.iter().filter(|stat| !pids.contains(&stat.parent)) {
+        found.push((top.pid, top.clone()));
+        let below = descendants(top.pid, table).into_iter();
+        found.extend(below.map(|(_, stat)| (top.pid, stat)));
+    }
+    found
+}
+
 /// Returns the time since boot in ticks, on the clock that `start_ticks` is on.
 pub(crate) fn now_ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

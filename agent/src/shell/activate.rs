@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use towline_protocol::recipe::{Find, Recipe, Reload, RestartWhen};
+use towline_protocol::recipe::{CommandLine, Find, Recipe, Reload, RestartWhen};
 use towline_protocol::report::Cause;
 use tracing::{debug, info, warn};
 
@@ -22,6 +22,7 @@ use super::Tools;
 use super::place::{self, directory, finder, home, marker_of, recipe_of};
 use super::printed;
 use super::probe::answers;
+use super::unit;
 use crate::error;
 use crate::journal::Release;
 use crate::machine::{How, Outcome};
@@ -30,6 +31,7 @@ use crate::manager::{
 };
 use crate::process::{self, Job, Launched, Remains};
 use crate::release::Marker;
+use crate::systemd::{self, Verb};
 
 /// How long a manager that was told to stop gets to be replaced by its own supervisor before it is
 /// started by us.
@@ -99,7 +101,8 @@ pub(super) async fn check_way(
     tools.store.check_current().map_err(|error| hinted(&error, error.hint()))?;
     let managers = Managers::of(tools, to, None)?;
     // A status command is run once the swap is due, and not for the sake of a look.
-    let by_file = managers.all().filter(|(find, _)| matches!(find, Find::PidFile(_)));
+    let by_file = managers.all().filter(|(find, _)| !matches!(find, Find::Status(_)));
+    unit::check(tools, to, stop).await?;
     let (mut is_found, mut count) = (false, 0);
     for (find, of) in by_file {
         let found = look(tools, find, of, stop).await;
@@ -130,6 +133,7 @@ fn named(find: &Find) -> String {
     match find {
         Find::PidFile(path) => format!("the pid file {path}"),
         Find::Status(command) => format!("the status command `{command}`"),
+        Find::Unit(unit) => format!("the unit {unit}"),
     }
 }
 
@@ -178,8 +182,8 @@ pub(super) async fn activate(
         }
         Err(detail) => {
             if !stop.is_cancelled() {
-                tools.saying.app(&tools.store.app_log());
-                warn!(revision = %to, error = detail, log = printed::end(&tools), "could not activate");
+                let log = printed::keep(&tools, &work.recipe).await;
+                warn!(revision = %to, error = detail, log, "could not activate");
             }
             Outcome::Failed(Cause::Activate, detail)
         }
@@ -296,7 +300,7 @@ impl<'a> Work<'a> {
             return Err("stopped".to_owned());
         }
         self.tools.is_unsettled.set(true);
-        self.tools.saying.mark(&self.tools.store.app_log());
+        printed::mark(self.tools);
         let before = match &running.own {
             Some(process) => Snapshot::take(process).await,
             None => Snapshot::nothing(),
@@ -308,6 +312,8 @@ impl<'a> Work<'a> {
             Release::Adopted => self.tools.store.leave(),
         };
         pointed.map_err(|error| hinted(&error, error.hint()))?;
+        // From here on `current` is what it is to be: units that wait for that may start.
+        self.tools.notify.ready();
         Ok(running)
     }
 
@@ -367,6 +373,7 @@ impl<'a> Work<'a> {
         match &self.recipe.manager.reload {
             Reload::Signal(signal) => signal.name().to_owned(),
             Reload::Command(command) => format!("`{command}`"),
+            Reload::Unit => "the unit's own reload".to_owned(),
         }
     }
 
@@ -396,13 +403,20 @@ impl<'a> Work<'a> {
                     hinted(&error, error.hint())
                 })
             }
+            Reload::Unit => {
+                let unit = self.unit().unwrap_or_default();
+                let verb = Verb::Reload(self.recipe.manager.timeout);
+                let told = systemd::tell(verb, unit, &self.tools.run_as, self.stop).await;
+                told.map(|()| true).map_err(|error| hinted(&error, error.hint()))
+            }
         }
     }
 
     /// Asks a manager to end, and sees to it.
     async fn end(&self, process: &Process) -> Result<(), String> {
         self.has_ended.set(true);
-        let stopped = manager::stop(process, self.recipe.manager.timeout, self.stop)
+        let context = Context { run_as: &self.tools.run_as, cwd: &self.home, stop: self.stop };
+        let stopped = manager::stop(process, self.recipe.manager.timeout, &context)
             .await
             .map_err(|error| hinted(&error, error.hint()))?;
         if stopped.killed > 0 {
@@ -419,7 +433,8 @@ impl<'a> Work<'a> {
         // A supervisor of the app's own may have brought it back by now; that of an app which was there
         // before would bring back the wrong one.
         let deadline = Instant::now() + COMES_BACK;
-        while !self.is_foreign && Instant::now() < deadline {
+        let may_come_back = !self.is_foreign && self.unit().is_none();
+        while may_come_back && Instant::now() < deadline {
             if self.find(&self.managers.incoming).await?.is_some() {
                 return Ok(());
             }
@@ -428,11 +443,25 @@ impl<'a> Work<'a> {
         self.start().await
     }
 
+    /// The unit that is to run the app; `None` where a command starts it.
+    fn unit(&self) -> Option<&str> {
+        match &self.recipe.manager.find {
+            Find::Unit(unit) => Some(unit),
+            Find::PidFile(_) | Find::Status(_) => None,
+        }
+    }
+
     /// Starts the manager, and waits until it is found.
     async fn start(&self) -> Result<(), String> {
         let timeout = self.recipe.manager.timeout;
+        if let Some(unit) = self.unit() {
+            return unit::start(self.tools, unit, timeout, self.stop).await;
+        }
+        let Some(command) = &self.recipe.manager.start else {
+            return Err("the recipe says neither how to start the app nor which unit does".into());
+        };
         let begun = Instant::now();
-        let mut launched = self.launch().await?;
+        let mut launched = self.launch(command).await?;
         let mut may_repeat = self.has_ended.get();
         loop {
             if self.find(&self.managers.incoming).await?.is_some() {
@@ -449,7 +478,7 @@ impl<'a> Work<'a> {
                 // It may have taken what had just ended for a manager that runs; it is harmless
                 // where one does.
                 may_repeat = false;
-                launched = self.launch().await?;
+                launched = self.launch(command).await?;
                 continue;
             }
             let failure = match ended {
@@ -476,7 +505,7 @@ impl<'a> Work<'a> {
             };
             if let Some(failure) = failure {
                 launched.end(process::GRACE).await;
-                return Err(format!("start command {}: {failure}", self.recipe.manager.start));
+                return Err(format!("start command {command}: {failure}"));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -489,11 +518,11 @@ impl<'a> Work<'a> {
         in_use.is_ok_and(|in_use| !in_use.is_empty())
     }
 
-    async fn launch(&self) -> Result<Launched, String> {
+    async fn launch(&self, command: &CommandLine) -> Result<Launched, String> {
         let run_as = &self.tools.run_as;
         printed::bound(self.tools);
         let log = self.tools.store.app_log();
-        let launched = process::launch(&self.recipe.manager.start, &self.home, run_as, &log).await;
+        let launched = process::launch(command, &self.home, run_as, &log).await;
         launched.map_err(|error| {
             self.tools.saying.part("start", error.log().unwrap_or_default());
             hinted(&error, error.hint())
@@ -542,8 +571,8 @@ pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken
         Err(error) => {
             let detail = hinted(&error, error.hint());
             if !stop.is_cancelled() {
-                tools.saying.app(&tools.store.app_log());
-                warn!(revision = %to, error = detail, log = printed::end(&tools), "workers not replaced");
+                let log = printed::keep(&tools, &recipe).await;
+                warn!(revision = %to, error = detail, log, "workers not replaced");
             }
             if matches!(error, ProveError::Crashing { .. }) {
                 // The reload was done, and a restart would start the same workers. Those that come and

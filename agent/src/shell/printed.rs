@@ -1,16 +1,25 @@
-//! What the app has printed: the log that we keep of it, bounded, and its end for whoever looks for a cause.
+//! What the app has printed: the log that we keep of it, bounded, and its end for whoever looks for a
+//! cause. What a unit prints is systemd's to keep, and is asked for there.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 
+use towline_protocol::recipe::{Find, Recipe};
 use tracing::warn;
 
 use super::Tools;
 use crate::error;
 use crate::shown;
+use crate::systemd;
 
 /// How much of the app's log is shown where a release fails.
 const LOG_BYTES: u64 = 4096;
+
+/// How many lines are shown in the agent's own log.
+const LINES: usize = 8;
+
+/// How many lines of a unit's are kept to be reported.
+const UNIT_LINES: usize = 100;
 
 /// The app's log is emptied when it is larger than this: nobody else bounds it.
 const LOG_BYTES_MAX: u64 = 10 << 20;
@@ -27,7 +36,23 @@ pub(super) fn bound(tools: &Tools) {
     }
 }
 
-/// Returns the end of what the app has printed, for whoever looks for the cause.
+/// From here on the app's log tells of another activation.
+pub(super) fn mark(tools: &Tools) {
+    tools.saying.mark(&tools.store.app_log(), super::seconds_now());
+}
+
+/// Keeps what the app has printed since the last activation, to be reported, and returns its end.
+pub(super) async fn keep(tools: &Tools, recipe: &Recipe) -> Option<String> {
+    let Find::Unit(unit) = &recipe.manager.find else {
+        tools.saying.app(&tools.store.app_log());
+        return end(tools);
+    };
+    let said = systemd::said(unit, tools.saying.since_s(), UNIT_LINES, &tools.run_as).await?;
+    tools.saying.part("app", &said);
+    Some(super::last_lines(shown::clean(&said).trim_end(), LINES))
+}
+
+/// Returns the end of what an app without a unit has printed, for whoever looks for the cause.
 pub(super) fn end(tools: &Tools) -> Option<String> {
     let mut file = fs::File::open(tools.store.app_log()).ok()?;
     let length = file.metadata().ok()?.len();
@@ -35,6 +60,6 @@ pub(super) fn end(tools: &Tools) -> Option<String> {
     let mut bytes = Vec::new();
     file.take(LOG_BYTES).read_to_end(&mut bytes).ok()?;
     let text = shown::clean(&String::from_utf8_lossy(&bytes));
-    let lines = super::last_lines(text.trim_end(), 8);
+    let lines = super::last_lines(text.trim_end(), LINES);
     (!lines.is_empty()).then_some(lines)
 }

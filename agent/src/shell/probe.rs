@@ -25,6 +25,9 @@ const HEALTHY_DEADLINE: Duration = Duration::from_secs(300);
 /// The pause between two looks at the workers of an app that has yet to answer: some live for less.
 const CRASH_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same where each look runs `systemctl`; systemd starts what ended no sooner by default.
+const UNIT_CRASH_PAUSE: Duration = Duration::from_millis(300);
+
 /// How long a manager that is missing may be on its way back: a supervisor starts it again.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -197,7 +200,7 @@ impl<'a> Probing<'a> {
                     return Outcome::Healthy { served };
                 }
                 Progress::Failed(failure) => {
-                    return self.failed(failure.cause, failure.detail, is_start);
+                    return self.failed(failure.cause, failure.detail, is_start).await;
                 }
             }
             next += health.every;
@@ -208,7 +211,7 @@ impl<'a> Probing<'a> {
                     let detail = format!(
                         "workers end as soon as they start: {ended} within {waited_s:.1} s"
                     );
-                    return self.failed(Cause::Unhealthy, detail, is_start);
+                    return self.failed(Cause::Unhealthy, detail, is_start).await;
                 }
                 () = self.stop.cancelled() => return stopped(),
             }
@@ -236,16 +239,16 @@ impl<'a> Probing<'a> {
             if let Some(ended) = crashes.look(finder, &context).await {
                 return ended;
             }
-            sleep(CRASH_PAUSE).await;
+            let is_unit = matches!(finder, Find::Unit(_));
+            sleep(if is_unit { UNIT_CRASH_PAUSE } else { CRASH_PAUSE }).await;
         }
     }
 
     /// `is_news`: what fails a look comes every minute, and is told when it changes.
-    fn failed(&self, cause: Cause, detail: String, is_news: bool) -> Outcome {
+    async fn failed(&self, cause: Cause, detail: String, is_news: bool) -> Outcome {
         self.tools.saying.part("health", &detail);
-        self.tools.saying.app(&self.tools.store.app_log());
+        let log = printed::keep(self.tools, &self.recipe).await;
         if is_news {
-            let log = printed::end(self.tools);
             warn!(revision = %self.release, error = detail, log, "unhealthy");
         }
         Outcome::Failed(cause, detail)

@@ -33,6 +33,8 @@ pub(crate) struct Saying {
     parts: RefCell<Vec<LogPart>>,
     /// How long the app's log was before the last activation.
     mark: Cell<u64>,
+    /// When the last activation began, in seconds since 1970.
+    since_s: Cell<u64>,
 }
 
 impl Saying {
@@ -56,7 +58,8 @@ impl Saying {
     }
 
     /// From here on the app's log tells of another activation.
-    pub(super) fn mark(&self, app_log: &Path) {
+    pub(super) fn mark(&self, app_log: &Path, now_s: u64) {
+        self.since_s.set(now_s);
         self.mark.set(fs::metadata(app_log).map_or(0, |meta| meta.len()));
     }
 
@@ -65,6 +68,11 @@ impl Saying {
         if let Some(text) = tail(app_log, self.mark.get()) {
             self.part("app", &super::last_lines(&text, APP_LINES));
         }
+    }
+
+    /// When the last activation began, in seconds since 1970.
+    pub(super) fn since_s(&self) -> u64 {
+        self.since_s.get()
     }
 
     pub(super) fn take_note(&self) -> Option<String> {
@@ -155,7 +163,7 @@ mod tests {
         let saying = Saying::default();
         assert_eq!(app(&saying), None, "there is none yet");
         fs::write(&path, "old\n").unwrap();
-        saying.mark(&path);
+        saying.mark(&path, 0);
         assert_eq!(app(&saying), None);
         fs::write(&path, "old\nnew\n").unwrap();
         assert_eq!(app(&saying).as_deref(), Some("new"));

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use towline_agent::manager::{
     Absence, Context, FindError, Finding, Process, Proof, ProveError, SignalError, Snapshot,
-    StopError, find, prove, releases_in_use, signal, stop, workers,
+    StopError, Stopped, find, prove, releases_in_use, signal, stop, workers,
 };
 use towline_agent::process::{Exit, RunAs};
 use towline_protocol::recipe::{Find, ReloadSignal};
@@ -247,7 +247,7 @@ async fn a_re_used_pid_is_not_signalled() {
     assert!(matches!(sent, Err(SignalError::Gone { .. })), "{sent:?}");
     assert!(!process.is_alive() && lives(pid), "the pid lives, the process does not");
     let stopped =
-        stop(&process, Duration::from_millis(50), &CancellationToken::new()).await.unwrap();
+        end(&process, Duration::from_millis(50), &CancellationToken::new()).await.unwrap();
     assert_eq!(stopped.killed, 0);
     assert!(other.0.try_wait().unwrap().is_none(), "the other process was left alone");
 }
@@ -357,12 +357,22 @@ async fn a_manager_without_workers_is_proved_by_its_successor() {
     assert_eq!(cluster.prove(&before, LONG).await.unwrap().evidence, Evidence::Started);
 }
 
+/// Stops a manager that has no unit, so that nothing is run for it.
+async fn end(
+    process: &Process,
+    timeout: Duration,
+    token: &CancellationToken,
+) -> Result<Stopped, StopError> {
+    let run_as = run_as("cluster");
+    stop(process, timeout, &Context { run_as: &run_as, cwd: Path::new("/"), stop: token }).await
+}
+
 #[tokio::test]
 async fn a_manager_that_stops_takes_its_workers_along() {
     let cluster = Cluster::start("good").await;
     let process = cluster.process().await;
     let all = workers(&process).await;
-    assert_eq!(stop(&process, LONG, &CancellationToken::new()).await.unwrap().killed, 0);
+    assert_eq!(end(&process, LONG, &CancellationToken::new()).await.unwrap().killed, 0);
     assert!(!process.is_alive() && all.iter().all(|worker| !worker.is_alive()));
 }
 
@@ -374,7 +384,7 @@ async fn a_worker_that_ignores_term_is_killed() {
     assert_eq!(all.len(), 2);
     // The manager waits for its workers, so it is still there as well.
     assert_eq!(
-        stop(&process, Duration::from_millis(300), &CancellationToken::new()).await.unwrap().killed,
+        end(&process, Duration::from_millis(300), &CancellationToken::new()).await.unwrap().killed,
         3
     );
     assert!(!process.is_alive() && all.iter().all(|worker| !worker.is_alive()));
@@ -386,14 +396,14 @@ async fn an_agent_that_is_to_stop_kills_nobody_and_begins_nothing() {
     let process = cluster.process().await;
     let token = CancellationToken::new();
     token.cancel();
-    let error = stop(&process, LONG, &token).await.unwrap_err();
+    let error = end(&process, LONG, &token).await.unwrap_err();
     assert!(matches!(error, StopError::Cancelled), "{error}");
     assert_eq!(workers(&process).await.len(), 2, "nobody was asked to end");
 
     // Asked to stop in the middle of it: what will not end is left, also where its time is over.
     let token = CancellationToken::new();
     let timeout = Duration::from_millis(300);
-    let stopping = stop(&process, timeout, &token);
+    let stopping = end(&process, timeout, &token);
     let (error, ()) = tokio::join!(stopping, async { token.cancel() });
     assert!(matches!(error.unwrap_err(), StopError::Cancelled));
     assert_eq!(workers(&process).await.len(), 2, "nobody was killed");

@@ -1,21 +1,19 @@
 //! Reads a recipe's text, keeping the line of everything, and collects all problems before it
 //! gives up: whoever writes a recipe wants the whole list, not one item a run.
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::{
-    Check, Find, Health, HttpAddress, Install, Manager, Problem, REVISION_FILE, Recipe,
-    RecipeError, RelativePath, Reload, ReloadSignal, RestartWhen, RevisionAt, SIZE_BYTES_MAX,
-    SocketName,
+    Check, Health, HttpAddress, Install, Problem, REVISION_FILE, Recipe, RecipeError, RelativePath,
+    RevisionAt, SIZE_BYTES_MAX, SocketName,
 };
 
+mod manager;
 mod value;
 
 use value::{Reader, Table, socket_name};
 
 const INSTALL_TIMEOUT_S: f64 = 600.0;
-const MANAGER_TIMEOUT_S: f64 = 90.0;
 const PROBE_TIMEOUT_S: f64 = 5.0;
 const PROBE_EVERY_S: f64 = 2.0;
 const HEALTHY_FOR_S: f64 = 30.0;
@@ -131,100 +129,6 @@ impl Reader<'_> {
             runtime,
             timeout: timeout?,
         })
-    }
-
-    fn manager(&mut self, table: Table<'_>, shared: &[RelativePath]) -> Option<Manager> {
-        self.only(table, &["pid_file", "status", "reload", "start", "restart_when", "timeout_s"]);
-        let find = match (table.get("pid_file"), table.get("status")) {
-            (Some(value), None) => self.pid_file(value, shared),
-            (None, Some(_)) => self.command(table, "status").map(Find::Status),
-            (None, None) => {
-                self.missing(
-                    table,
-                    "pid_file",
-                    "name the manager's pid file, or a `status` command",
-                );
-                None
-            }
-            (Some(_), Some(value)) => {
-                let line = self.line(value.span().start);
-                self.problem(line, "manager.status", "pid_file is given too; use one of them");
-                None
-            }
-        };
-        let reload = self.reload(table);
-        let start = self.command(table, "start");
-        if table.get("start").is_none() {
-            let message = "a list such as [\"./bin/start\"]; without it nothing can be started, \
-                           restarted or restored";
-            self.missing(table, "start", message);
-        }
-        let restart_when = self.restart_when(table);
-        let timeout = self.duration(table, "timeout_s", MANAGER_TIMEOUT_S);
-        Some(Manager {
-            find: find?,
-            reload: reload?,
-            start: start?,
-            restart_when: restart_when?,
-            timeout: timeout?,
-        })
-    }
-
-    fn pid_file(&mut self, value: &Spanned<DeValue<'_>>, shared: &[RelativePath]) -> Option<Find> {
-        let text = self.string(value, "manager.pid_file")?;
-        if text.starts_with('/') && !text.chars().any(char::is_control) {
-            return Some(Find::PidFile(text));
-        }
-        let path = self.path(value, "manager.pid_file")?;
-        if !shared.iter().any(|dir| dir.holds(&path)) {
-            let line = self.line(value.span().start);
-            let message = "must be absolute, or lie in one of shared.dirs: a release is replaced \
-                           by the next one, and its files with it";
-            self.problem(line, "manager.pid_file", message);
-            return None;
-        }
-        Some(Find::PidFile(path.as_str().to_owned()))
-    }
-
-    fn reload(&mut self, table: Table<'_>) -> Option<Reload> {
-        let Some(value) = table.get("reload") else {
-            self.missing(table, "reload", "a signal such as \"SIGHUP\", or a command as a list");
-            return None;
-        };
-        if value.get_ref().is_array() {
-            return self.command(table, "reload").map(Reload::Command);
-        }
-        let text = self.string(value, "manager.reload")?;
-        let signals = [ReloadSignal::Hup, ReloadSignal::Usr1, ReloadSignal::Usr2];
-        let signal = signals.into_iter().find(|signal| signal.name() == text);
-        if signal.is_none() {
-            let line = self.line(value.span().start);
-            let message = format!(
-                "{text:?} is not one of SIGHUP, SIGUSR1, SIGUSR2; a command is a list, such as \
-                 [\"./bin/reload\"]"
-            );
-            self.problem(line, "manager.reload", message);
-        }
-        signal.map(Reload::Signal)
-    }
-
-    fn restart_when(&mut self, table: Table<'_>) -> Option<Vec<RestartWhen>> {
-        let Some(value) = table.get("restart_when") else {
-            return Some(vec![RestartWhen::Install, RestartWhen::Runtime]);
-        };
-        let mut found = Vec::new();
-        for (line, text) in self.strings(value, "manager.restart_when")? {
-            match text.as_str() {
-                "install" => found.push(RestartWhen::Install),
-                "runtime" => found.push(RestartWhen::Runtime),
-                _ => {
-                    let message = format!("{text:?} is not one of \"install\", \"runtime\"");
-                    self.problem(line, "manager.restart_when", message);
-                    return None;
-                }
-            }
-        }
-        Some(found)
     }
 
     fn health(&mut self, table: Table<'_>) -> Option<Health> {
@@ -389,6 +293,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::recipe::{Find, Reload, ReloadSignal, RestartWhen};
 
     const FULL: &str = include_str!("../../golden/recipe-full.toml");
     const LEAST: &str = include_str!("../../golden/recipe-least.toml");
@@ -423,6 +328,19 @@ mod tests {
         assert_eq!(recipe.warnings().len(), 1, "nothing shows the served revision");
     }
 
+    #[test]
+    fn a_unit_starts_and_reloads_by_itself() {
+        let by_unit = |rest: &str| {
+            let text = format!("[manager]\nunit = \"web@1.service\"\n{rest}[health]\ntcp = \"a:1\"\n");
+            recipe(&text).unwrap().manager
+        };
+        let manager = by_unit("");
+        assert_eq!(manager.find, Find::Unit("web@1.service".to_owned()));
+        assert_eq!((manager.start, manager.reload), (None, Reload::Unit));
+        let told = by_unit("reload = \"SIGHUP\"\n");
+        assert_eq!(told.reload, Reload::Signal(ReloadSignal::Hup), "past the unit's own way");
+    }
+
     /// Each row replaces one piece of the least recipe and names the line and the field to blame.
     #[test]
     fn what_is_wrong_is_told_with_its_line_and_field() {
@@ -432,6 +350,12 @@ mod tests {
             ("pid_file = \"/run/web.pid\"", "pid_file = \"../web.pid\"", 2, "manager.pid_file"),
             ("pid_file = \"/run/web.pid\"", "pid_file = 7", 2, "manager.pid_file"),
             ("pid_file = ", "status = []\n#", 2, "manager.status"),
+            ("pid_file = ", "unit = \"web.service\"\npid_file = ", 2, "manager.unit"),
+            ("pid_file = ", "unit = \"web.service\"\n#", 5, "manager.start"),
+            ("pid_file = ", "unit = \"web\"\n#", 2, "manager.unit"),
+            ("pid_file = ", "unit = \".service\"\n#", 2, "manager.unit"),
+            ("pid_file = ", "unit = \"-H.service\"\n#", 2, "manager.unit"),
+            ("pid_file = ", "unit = \"a b.service\"\n#", 2, "manager.unit"),
             ("\"SIGHUP\"", "\"SIGKILL\"", 3, "manager.reload"),
             ("\"SIGHUP\"", "\"kill -HUP\"", 3, "manager.reload"),
             ("\"SIGHUP\"", "[]", 3, "manager.reload"),
