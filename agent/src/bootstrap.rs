@@ -153,10 +153,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// # Errors
 ///
 /// See [`StartError`].
-pub async fn start(
-    config: Config,
-    notify: Notify,
-) -> Result<(Shell, Vec<Effect>), StartError> {
+pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>), StartError> {
     let account = account(&config)?;
     let token = token(&config).map_err(StartError::Origin)?;
     let origin = origin(&config, token).map_err(StartError::Origin)?;

@@ -172,6 +172,10 @@ pub(crate) fn secret_text(path: &Path) -> Result<String, OriginError> {
     }
     let text = fs::read_to_string(path).map_err(failed)?;
     let text = text.trim();
+    // How a unit says that there was no file to take a credential from.
+    if let Some(why) = text.strip_prefix('#') {
+        return Err(invalid(crate::shown::short_line(why, 200).as_str()));
+    }
     if text.is_empty() || text.chars().any(char::is_control) {
         return Err(invalid("it holds no single line of text"));
     }

@@ -57,8 +57,8 @@ pub use launch::{Launched, launch};
 
 use contain::{Contained, Ending, Marker, Target};
 pub(crate) use table::{
-    Stat, TICKS_PER_SECOND, all, arguments, descendants, executable, is_in_cgroup, lives, now_ticks,
-    members, off_thread, own_line, owned, real_uid, session_members, working_directory,
+    Stat, TICKS_PER_SECOND, all, arguments, descendants, executable, is_in_cgroup, lives, members,
+    now_ticks, off_thread, own_line, owned, real_uid, session_members, working_directory,
 };
 
 /// The environment of a child, by name.

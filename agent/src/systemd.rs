@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::CommandLine;
 
 use crate::process::{self, Environment, Job, ProcessError, Remains, RunAs};
+use crate::shown;
 
 mod notify;
 
@@ -31,6 +32,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long the journal may take: it is searched for people's sake.
 const JOURNAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How much is told of what `systemctl` says.
+const SAID_CHARS_MAX: usize = 200;
 
 /// What is asked of a unit.
 const PROPERTIES: &str =
@@ -108,12 +112,14 @@ impl fmt::Display for State {
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
     /// `systemctl` did not do it.
-    #[error("could not {verb} the unit {unit}")]
+    #[error("could not {verb} the unit {unit}{}", told(said))]
     Systemctl {
         /// What was attempted.
         verb: &'static str,
         /// The unit.
         unit: String,
+        /// What `systemctl` said of it, in a line; empty where it said nothing.
+        said: String,
         /// What happened.
         source: Box<ProcessError>,
     },
@@ -133,6 +139,11 @@ pub enum UnitError {
         /// The line to blame.
         said: String,
     },
+}
+
+/// A piece of a sentence, where there is one.
+fn told(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(" ({said})") }
 }
 
 impl UnitError {
@@ -167,7 +178,7 @@ impl State {
         let get = |name: &str| lines.get(name).copied().unwrap_or_default();
         let nonsense = |name: &str| UnitError::Answer {
             unit: unit.to_owned(),
-            said: crate::shown::short_line(&format!("{name}={}", get(name)), 100),
+            said: shown::short_line(&format!("{name}={}", get(name)), 100),
         };
         let load = get("LoadState");
         if load != "loaded" {
@@ -279,16 +290,18 @@ pub async fn tell(
 /// Returns the end of what a unit's processes have printed since `since_s`, in seconds since 1970;
 /// nothing where they print elsewhere.
 pub async fn said(unit: &str, since_s: u64, lines: usize, run_as: &RunAs) -> Option<String> {
-    let (unit, since) = (format!("--unit={unit}"), format!("--since=@{since_s}"));
+    // By what the journal itself knows of who wrote a line: what systemd says of the unit is another thing.
+    let (unit, since) = (format!("_SYSTEMD_UNIT={unit}"), format!("--since=@{since_s}"));
     let lines = format!("--lines={lines}");
-    let asked =
-        ["journalctl", "--quiet", "--no-pager", "--output=cat", &unit, &since, &lines];
+    let asked = ["journalctl", "--quiet", "--no-pager", "--output=cat", &since, &lines, &unit];
     let never = CancellationToken::new();
     run(&asked, JOURNAL_DEADLINE, run_as, &never).await.ok().filter(|said| !said.trim().is_empty())
 }
 
 fn failed(verb: &'static str, unit: &str, source: ProcessError) -> UnitError {
-    UnitError::Systemctl { verb, unit: unit.to_owned(), source: Box::new(source) }
+    let said = source.log().and_then(shown::telling_line).unwrap_or_default();
+    let said = shown::short_line(said, SAID_CHARS_MAX);
+    UnitError::Systemctl { verb, unit: unit.to_owned(), said, source: Box::new(source) }
 }
 
 #[cfg(test)]
@@ -315,7 +328,11 @@ mod tests {
             assert_eq!(state.main_pid, pid, "{rule}");
         }
         let none = ACTIVE.replace("/system.slice/web.service", "/");
-        assert_eq!(State::parse("web.service", &none).unwrap().cgroup, None, "all is below the root");
+        assert_eq!(
+            State::parse("web.service", &none).unwrap().cgroup,
+            None,
+            "all is below the root"
+        );
         let failed = ACTIVE.replace("=active", "=failed").replace("=running", "=failed");
         let failed = failed.replace("=success", "=exit-code");
         let shown = State::parse("web.service", &failed).unwrap().to_string();

@@ -4,6 +4,7 @@
 pub mod app;
 pub mod cluster;
 pub mod contained;
+pub mod container;
 pub mod fleet;
 pub mod gateway;
 pub mod host;

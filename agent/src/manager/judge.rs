@@ -122,8 +122,8 @@ pub struct View {
     pub settled: bool,
     /// Does the manager count among those that may come and go, because its unit starts it again?
     pub is_unit: bool,
-    /// Is the manager gone, and nobody left to start it again?
-    pub is_over: bool,
+    /// Why the manager is gone for good: nobody is left to start it again.
+    pub is_over: Option<String>,
 }
 
 impl View {
@@ -149,7 +149,7 @@ impl View {
                     .collect(),
                 settled: false,
                 is_unit,
-                is_over: false,
+                is_over: None,
             }
         };
         // A read that failed has seen nothing, which proves nothing.

@@ -71,6 +71,12 @@ pub enum ProveError {
         /// How long was waited.
         waited: Duration,
     },
+    /// The manager ended, and nobody starts it again.
+    #[error("the cluster manager has ended for good: {said}")]
+    Over {
+        /// What its supervisor says.
+        said: String,
+    },
     /// Workers die and are replaced again and again, or none is left.
     #[error("the workers did not hold still for {} s: they come and go", timeout.as_secs_f64())]
     NotSettled {
@@ -114,6 +120,7 @@ impl ProveError {
                     .to_owned(),
             ),
             ProveError::Gone { .. }
+            | ProveError::Over { .. }
             | ProveError::NotSettled { .. }
             | ProveError::Crashing { .. } => {
                 Some("see the app's own log for why its processes end".to_owned())
@@ -193,10 +200,10 @@ pub async fn prove(
 /// Looks once.
 async fn look(find: &Find, context: &Context<'_>, before: &Snapshot) -> Result<View, FindError> {
     let (manager, is_over) = match self::find(find, context).await? {
-        Finding::Running(process) => (Some(process), false),
+        Finding::Running(process) => (Some(process), None),
         Finding::Nothing(absence) => {
             debug!(%absence, "no manager");
-            (None, absence.is_final())
+            (None, absence.is_final().then(|| absence.to_string()))
         }
     };
     Ok(View { is_over, ..View::take(manager.as_ref(), before).await })
@@ -291,8 +298,11 @@ impl Watch {
                 Some(Err(ProveError::KeptDirectory { pid, directory, release }))
             }
             Judgement::ManagerGone => {
+                if let Some(said) = &view.is_over {
+                    return Some(Err(ProveError::Over { said: said.clone() }));
+                }
                 let waited = self.missing();
-                (late || view.is_over || waited >= GONE_MAX).then_some(Err(ProveError::Gone { waited }))
+                (late || waited >= GONE_MAX).then_some(Err(ProveError::Gone { waited }))
             }
             Judgement::Pending(_) if !late => None,
             Judgement::Pending(Pending::Old(pids) | Pending::BornBefore(pids)) => {

@@ -187,7 +187,8 @@ pub(crate) fn is_in_cgroup(pid: i32, path: &str) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
     text.lines().any(|line| {
         // The one hierarchy of cgroup v2, or the one that systemd has for itself beside v1's.
-        let own = line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1));
+        let own =
+            line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1));
         let rest = own.and_then(|own| own.strip_prefix(path.trim_end_matches('/')));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })

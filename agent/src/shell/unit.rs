@@ -69,7 +69,8 @@ pub(super) async fn start(
         }
         let has_failed = state.active == Active::Failed && state.invocation != before;
         if has_failed || begun.elapsed() >= timeout {
-            let why = if has_failed { "" } else { ": it has no main process yet (manager.timeout_s)" };
+            let why =
+                if has_failed { "" } else { ": it has no main process yet (manager.timeout_s)" };
             return Err(format!("the unit {unit} is {state}{why}; see `systemctl status {unit}`"));
         }
         sleep(PAUSE).await;

@@ -331,7 +331,8 @@ mod tests {
     #[test]
     fn a_unit_starts_and_reloads_by_itself() {
         let by_unit = |rest: &str| {
-            let text = format!("[manager]\nunit = \"web@1.service\"\n{rest}[health]\ntcp = \"a:1\"\n");
+            let text =
+                format!("[manager]\nunit = \"web@1.service\"\n{rest}[health]\ntcp = \"a:1\"\n");
             recipe(&text).unwrap().manager
         };
         let manager = by_unit("");

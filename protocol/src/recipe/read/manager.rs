@@ -19,8 +19,7 @@ impl Reader<'_> {
             table,
             &["pid_file", "status", "unit", "reload", "start", "restart_when", "timeout_s"],
         );
-        let given: Vec<&str> =
-            FINDERS.into_iter().filter(|key| table.get(key).is_some()).collect();
+        let given: Vec<&str> = FINDERS.into_iter().filter(|key| table.get(key).is_some()).collect();
         let find = match given.as_slice() {
             [] => {
                 let message = "name the manager's pid file, a `status` command, or the `unit` that \
