@@ -45,7 +45,7 @@ async fn what_a_reload_command_starts_is_left_alone() {
     };
     assert_eq!(output.unwrap().log, "done\n", "and a pipe held by a daemon holds up nobody");
     assert!(started.elapsed() < Duration::from_secs(30));
-    assert_eq!(end_leftovers(&run_as.tag).await, 0, "they bear no marker");
+    assert_eq!(end_leftovers(&run_as.tag, run_as.cgroups.as_ref()).await, 0, "they bear no marker");
     let environ = fs::read_to_string(dir.path().join("environ")).unwrap();
     assert!(!environ.contains("TOWLINE"), "{environ}");
     for name in ["pid", "near"] {
@@ -167,11 +167,11 @@ async fn leftovers_are_known_by_the_exact_tag() {
     let hidden = Own::spawn(
         Command::new("sleep").arg("1000").env("OTHER", format!("x TOWLINE_CHILD={tag}")),
     );
-    assert_eq!(end_leftovers(&tag).await, 1);
+    assert_eq!(end_leftovers(&tag, None).await, 1);
     assert!(!lives(ours.pid()));
     ours.end();
     assert!(lives(longer.pid()) && lives(shorter.pid()) && lives(hidden.pid()));
-    assert_eq!(end_leftovers(&tag).await, 0);
+    assert_eq!(end_leftovers(&tag, None).await, 0);
 }
 
 #[tokio::test]
