@@ -3,7 +3,7 @@
 set -eu
 
 missing=
-for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux; do
+for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux mkfs.xfs:xfsprogs; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 # The tests' clusters run it by this path: the first python3 of PATH may be another one.

@@ -341,6 +341,27 @@ fn watch_exit(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
+/// Has anybody this file open for writing, or mapped so? Where the file system cannot tell, no.
+///
+/// - `file`: of the agent's own user, opened for reading.
+#[allow(unsafe_code, reason = "fcntl's leases have no safe wrapper")]
+pub(crate) fn has_writer(file: &std::fs::File) -> bool {
+    use std::os::fd::AsRawFd;
+    /// fcntl(2): which signal says so.
+    const F_SETSIG: libc::c_int = 10;
+    let file = file.as_raw_fd();
+    // SAFETY: three calls with numbers, on a descriptor that is open. A lease to read is refused to a file
+    // that is open for writing. It is given back at once; should somebody open the file in between, the
+    // kernel says so by a signal that is ignored by default, and no other.
+    unsafe {
+        libc::fcntl(file, F_SETSIG, libc::SIGURG);
+        let refused = libc::fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) == -1
+            && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+        libc::fcntl(file, libc::F_SETLEASE, libc::F_UNLCK);
+        refused
+    }
+}
+
 /// The most descriptors that are closed one by one, on kernels that cannot close a range.
 const DESCRIPTORS_MAX: u64 = 65_536;
 

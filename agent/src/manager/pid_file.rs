@@ -78,6 +78,10 @@ pub(super) fn read(path: &Path, account: Option<u32>) -> Result<Option<PidFile>,
     if ![0, own, account.unwrap_or(own)].contains(&found.uid()) {
         return Err(refused(format!("it belongs to uid {}, not to the app's user", found.uid())));
     }
+    // Where links to the files of others may be made, the app's user could have one of root's read out.
+    if found.nlink() > 1 && found.uid() != account.unwrap_or(own) {
+        return Err(refused("it has a second name, and belongs to another user".to_owned()));
+    }
     let mut bytes = Vec::new();
     let limit = u64::try_from(SIZE_BYTES_MAX).unwrap_or(u64::MAX) + 1;
     file.take(limit).read_to_end(&mut bytes).map_err(failed)?;

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 use towline_protocol::ids::Revision;
 
-use super::{DiskError, MARKER_VERSION, Store, failed, marker_path};
+use super::{DiskError, MARKER_VERSION, Store, failed, marker_path, seize};
 
 /// What may stand in the directory of the package managers' caches.
 const CACHES: &[&str] = &["xdg", "npm", "pip"];
@@ -52,6 +52,17 @@ impl Store {
         only(&self.releases(), |name| is_release(stem(name)) || is_probe(name))?;
         only(&self.dependencies(), |name| is_key(stem(name)) || is_probe(name))?;
         only(&self.package_cache(), |name| CACHES.contains(&name))
+    }
+
+    /// Checks that nobody but root can put something else where root will write.
+    pub(super) fn check_owner(&self) -> Result<(), DiskError> {
+        let own = [self.state(), self.releases(), self.dependencies(), self.staging()];
+        let there = own.into_iter().filter(|dir| dir.exists());
+        let open = std::iter::once(self.dir().to_owned()).chain(there);
+        match open.into_iter().find_map(|dir| seize::writable_by_others(&dir)) {
+            Some(path) => Err(DiskError::Writable { path }),
+            None => Ok(()),
+        }
     }
 
     /// A marker of a newer agent vouches for a release that would be taken for a leftover here.

@@ -76,6 +76,7 @@ async fn what_leaves_session_environment_and_parent_is_ended_and_the_app_is_not(
         assert_eq!(end_leftovers(&run_as.tag, run_as.cgroups.as_ref()).await, 0, "{way}");
         assert!(lives(daemon), "{way}: the app is not contained");
         kill(daemon).await;
+        assert_eq!(end_leftovers(&run_as.tag, run_as.cgroups.as_ref()).await, 0, "{way}");
         assert_eq!(cgroups(&run_as), 0, "{way}");
     }
 }
