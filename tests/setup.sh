@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs what building and testing need and this system lacks; silent where nothing is missing.
 set -eu
+# Where programs for root are, which others look up as well.
+PATH=$PATH:/usr/sbin:/sbin
 
 missing=
 for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux mkfs.xfs:xfsprogs; do

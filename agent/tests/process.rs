@@ -22,6 +22,8 @@ mod cluster;
 mod escape;
 #[path = "process/launch.rs"]
 mod launch;
+#[path = "process/pids.rs"]
+mod pids;
 #[path = "process/probe.rs"]
 mod probe;
 
