@@ -204,5 +204,11 @@ mod tests {
         let error = read(&path, Some(7)).unwrap_err().to_string();
         assert!(error.contains("belongs to uid 65534"), "{error}");
         assert!(read(&path, None).is_err(), "without an account, the agent's own");
+        // Where links to the files of others may be made, this is how one of root's would be read out.
+        let (secret, named) = (dir.path().join("secret"), dir.path().join("named.pid"));
+        fs::write(&secret, "root's own").unwrap();
+        fs::hard_link(&secret, &named).unwrap();
+        let error = read(&named, Some(65_534)).unwrap_err().to_string();
+        assert!(error.contains("a second name") && !error.contains("own"), "{error}");
     }
 }

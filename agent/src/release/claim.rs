@@ -133,7 +133,7 @@ fn only(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<(), DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     #[test]
     fn what_others_made_ends_the_start_and_is_left_as_it_is() {
@@ -179,6 +179,28 @@ mod tests {
         store.prepare().unwrap();
         fs::create_dir(store.releases().join("main")).unwrap();
         store.prepare().unwrap();
+    }
+
+    #[test]
+    fn root_does_not_write_where_another_user_can_put_a_link() {
+        if fs::metadata("/proc/self").is_ok_and(|own| own.uid() != 0) {
+            println!("not root: everything is the agent's own, so this is not tried");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.prepare().unwrap();
+        for place in [dir.path().to_owned(), store.releases(), store.staging(), store.state()] {
+            std::os::unix::fs::chown(&place, Some(65_534), None).unwrap();
+            let error = store.prepare().unwrap_err();
+            assert!(matches!(&error, DiskError::Writable { .. }), "{}: {error}", place.display());
+            assert!(error.hint().unwrap().contains("chown root:root"), "{error}");
+            std::os::unix::fs::chown(&place, Some(0), None).unwrap();
+        }
+        for place in [store.shared(), store.log()] {
+            std::os::unix::fs::chown(&place, Some(65_534), None).unwrap();
+            store.prepare().unwrap();
+        }
     }
 
     #[test]
