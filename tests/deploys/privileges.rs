@@ -27,6 +27,9 @@ pub(super) fn is_root(test: &str) -> bool {
 /// A secret of the agent's own surroundings.
 const CANARY: &str = "canary-7f3a9c51";
 
+/// The origin's.
+const PASSWORD: &str = "canary-41d2e8aa";
+
 /// Every line tries one thing; `DIR` is the app's directory, `AGENT` the agent's pid.
 const ATTEMPTS: &str = "
     cat DIR/.towline/journal.json
@@ -147,7 +150,7 @@ fn a_recipes_command_reaches_nothing_of_the_agents_and_writes_to_nothing_but_its
     assert_eq!(fs::metadata(place).unwrap().uid(), 0, "sealed");
 }
 
-/// Answers every request with what it was sent: in its status line, a header and its body.
+/// Answers every request with what it was sent: in its status line, a header and its body, or as git does.
 fn echo() -> (String, std::thread::JoinHandle<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/web.git", listener.local_addr().unwrap());
@@ -169,9 +172,16 @@ fn echo() -> (String, std::thread::JoinHandle<usize>) {
             let sent = text.lines().find(|line| line.to_lowercase().starts_with("authorization"));
             told += usize::from(sent.is_some());
             let sent = sent.unwrap_or("nothing").replace(['\r', '\n'], " ");
-            let body = format!("you sent {sent}, that is {CANARY}\n");
+            let said = format!("ERR you sent {sent}, that is {PASSWORD}\n");
+            let body = match told % 3 {
+                0 => format!("you sent {sent}, that is {PASSWORD}\n"),
+                1 => format!("{:04x}ERR it is {PASSWORD}\n", PASSWORD.len() + 15),
+                _ => format!("{:04x}{said}", said.len() + 4),
+            };
+            let status = if told % 3 == 0 { format!("403 {sent}") } else { "200 OK".to_owned() };
+            let kind = "application/x-git-upload-pack-advertisement";
             let answer = format!(
-                "HTTP/1.1 403 {sent}\r\nx-sent: {sent}\r\ncontent-type: text/plain\r\ncontent-length: \
+                "HTTP/1.1 {status}\r\nx-sent: {sent}\r\ncontent-type: {kind}\r\ncontent-length: \
                  {}\r\n\r\n{body}",
                 body.len()
             );
@@ -216,15 +226,15 @@ fn assert_in_no_process(host: &Host, secrets: &[String]) {
 
 #[test]
 fn planted_secrets_turn_up_nowhere() {
-    let credential = "bot:canary-41d2e8aa";
-    let secrets = ["canary-41d2e8aa", CANARY, "Ym90OmNhbmFyeS00MWQyZThhYQ"].map(str::to_owned);
+    let credential = format!("bot:{PASSWORD}");
+    let secrets = [PASSWORD, CANARY, "Ym90OmNhbmFyeS00MWQyZThhYQ"].map(str::to_owned);
     let keep = tempfile::tempdir().unwrap();
     let path = keep.path().join("token");
     fs::write(&path, format!("{credential}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
     let git = format!("branch = \"main\"\ncredential = {path:?}\n");
     let origin = Origin::start();
-    origin.require(credential);
+    origin.require(&credential);
     let repo = origin.repository("web.git");
     let mut host = Host::new(&origin.url(&repo), &git, "");
     host.add_environment(vec![("TOWLINE_TEST_SECRET".to_owned(), CANARY.to_owned())]);
@@ -270,7 +280,9 @@ fn planted_secrets_turn_up_nowhere() {
     let own = world.origin.url(&world.repo);
     world.host.reconfigure(&own, &url);
     world.host.run();
-    world.host.await_some("the origin's words", |host| host.log().contains("403").then_some(()));
+    for said in ["403", "the server says"] {
+        world.host.await_some(said, |host| host.log().contains(said).then_some(()));
+    }
     look(&world);
     let address = url.split('/').nth(2).expect("it has a host").to_owned();
     assert!(world.host.terminate().success());
