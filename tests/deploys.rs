@@ -18,6 +18,8 @@ mod midway;
 mod options;
 mod ordinary;
 mod origins;
+mod privileges;
+mod races;
 mod restarts;
 mod serving;
 mod space;

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Installs what building and testing need and this system lacks; silent where nothing is missing.
 set -eu
+# Where programs for root are, which others look up as well.
+PATH=$PATH:/usr/sbin:/sbin
 
 missing=
-for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux; do
+for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux mkfs.xfs:xfsprogs; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 # The tests' clusters run it by this path: the first python3 of PATH may be another one.

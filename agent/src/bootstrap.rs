@@ -21,7 +21,7 @@ use crate::error;
 use crate::git::{Origin, OriginConfig, OriginError, Secret};
 use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Found, Machine, Policy};
-use crate::process::{self, Account, AccountError, RunAs};
+use crate::process::{self, Account, AccountError, CgroupHome, RunAs};
 use crate::release::state::{Leaving, boot_id};
 use crate::release::{DiskError, Store};
 use crate::shell::{Saying, Shell, Tools, answers, finder, look};
@@ -165,7 +165,10 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
         warn!(said, "the journal was broken; what was proven and rejected before is forgotten");
     }
     let tag = store.dir().display().to_string();
-    let ended = process::end_leftovers(&tag).await;
+    let cgroups = CgroupHome::find();
+    // In a cgroup a child is found wherever it goes; elsewhere, by coming to the agent.
+    process::adopt_orphans(cgroups.is_none());
+    let ended = process::end_leftovers(&tag, cgroups.as_ref()).await;
     if ended > 0 {
         warn!(ended, "ended what the last run of the agent had left behind");
     }
@@ -176,7 +179,7 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
     }
     let source = source(&config, &store, journal.run, seed)?;
     let environment = config.environment.clone();
-    let run_as = RunAs { account, environment, tag, grace: process::GRACE };
+    let run_as = RunAs { account, environment, tag, cgroups, grace: process::GRACE };
     let policy = Policy {
         group: config.group.clone(),
         has_adopted: config.adopted.is_some(),

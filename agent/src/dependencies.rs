@@ -213,10 +213,15 @@ pub async fn install(
 ) -> Result<Barrier, InstallError> {
     let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
     let work = work(scratch);
+    // Nobody else gets in while it is laid out.
+    fs::set_permissions(scratch, fs::Permissions::from_mode(0o700))
+        .map_err(failed("set the mode of", scratch))?;
     own_dir(&work, run_as)?;
     for input in &install.inputs {
         tree::copy_input(tree, input, &work, run_as.account.as_ref())?;
     }
+    fs::set_permissions(scratch, fs::Permissions::from_mode(0o755))
+        .map_err(failed("set the mode of", scratch))?;
     let mut extra = home(scratch, run_as)?;
     extra.extend(package_cache(store, run_as)?);
     let job = Job {
@@ -363,7 +368,7 @@ fn package_cache(store: &Store, run_as: &RunAs) -> Result<Environment, DiskError
 }
 
 /// Makes a directory that the app's user may write.
-pub(crate) fn own_dir(dir: &Path, run_as: &RunAs) -> Result<(), DiskError> {
+fn own_dir(dir: &Path, run_as: &RunAs) -> Result<(), DiskError> {
     fs::DirBuilder::new().mode(0o755).create(dir).map_err(failed("create", dir))?;
     match &run_as.account {
         Some(account) => std::os::unix::fs::lchown(dir, Some(account.uid), Some(account.gid))

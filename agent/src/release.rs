@@ -31,11 +31,14 @@ mod claim;
 mod durable;
 mod error;
 pub(crate) mod links;
+pub(crate) mod reflink;
+mod seize;
 pub mod state;
 
 pub use durable::{Barrier, measure, remove_tree, size_bytes};
 pub use error::DiskError;
 pub(crate) use error::failed;
+pub(crate) use seize::{make_shared, open_plain, seize};
 
 pub use towline_protocol::recipe::REVISION_FILE;
 
@@ -100,6 +103,7 @@ impl Store {
             return Err(failed("use the directory", &self.dir)(source));
         }
         self.check_claim()?;
+        self.check_owner()?;
         let open =
             [self.releases(), self.dependencies(), self.shared(), self.log(), self.staging()];
         for dir in open {

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::recipe::RelativePath;
 
 use super::absent;
-use crate::process::Account;
-use crate::release::{DiskError, failed, links};
+use crate::process::{Account, has_writer};
+use crate::release::{DiskError, failed, links, reflink, seize};
 
 /// Directories deeper than this are no dependency tree.
 const DEPTH_MAX: usize = 128;
@@ -186,13 +186,15 @@ fn go_on(stop: &CancellationToken) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks an output below `root`, before it is moved out of `staging`.
+/// Checks an output below `root`, before it is moved out of `staging`. As root: once nobody else can
+/// change a name in it.
 pub(super) fn check(
     root: &Path,
     output: &Path,
     staging: &Path,
     stop: &CancellationToken,
 ) -> Result<(), TreeFault> {
+    seize(root).map_err(|source| TreeFault::Read { path: root.to_owned(), source })?;
     let mut homes = vec![staging.to_owned()];
     // A program may know the place by the path that the kernel has for it.
     homes.extend(staging.canonicalize());
@@ -249,7 +251,8 @@ fn is_run_from(head: &[u8], dir: &Path) -> bool {
     head.starts_with(b"#!") && lines.any(|line| line.windows(dir.len()).any(|part| part == dir))
 }
 
-/// Makes a tree root's and read-only; times are kept.
+/// Makes a tree root's and read-only; times are kept. A file that somebody still has open for writing gets
+/// bytes of its own.
 pub(super) fn seal(tree: &Path, stop: &CancellationToken) -> io::Result<()> {
     let mut paths = vec![tree.to_owned()];
     while let Some(path) = paths.pop() {
@@ -267,12 +270,20 @@ pub(super) fn seal(tree: &Path, stop: &CancellationToken) -> io::Result<()> {
         } else {
             let mode = if meta.mode() & 0o111 != 0 { 0o555 } else { 0o444 };
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            // From here on nobody can open it for writing; who has, could go on.
+            if has_writer(&fs::File::open(&path)?) {
+                replace_by_copy(&path)?;
+            }
         }
     }
     Ok(())
 }
 
-/// Recreates a tree at `to`, with hard links to its files where `hard`, copies elsewhere.
+/// Recreates a tree at `to`, with hard links to its files where `hard`, copies elsewhere, which share their
+/// blocks where the file system can.
+///
+/// Links come first where both are safe: for 2,350 files on XFS they took LINK_MS ms, and copies that share
+/// their blocks COPY_MS ms; and the kernel keeps a linked file in memory once for all releases.
 pub(super) fn link(
     from: &Path,
     to: &Path,
@@ -294,10 +305,15 @@ pub(super) fn link(
         } else if meta.is_symlink() {
             symlink(fs::read_link(&from)?, &to)?;
         } else if hard {
-            fs::hard_link(&from, &to)?;
+            match fs::hard_link(&from, &to) {
+                // One file has only so many names: 65,000 on ext4.
+                Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
+                    reflink::copy(&from, &to)?;
+                }
+                linked => linked?,
+            }
         } else {
-            fs::copy(&from, &to)?;
-            fs::File::open(&to)?.set_modified(meta.modified()?)?;
+            reflink::copy(&from, &to)?;
         }
     }
     Ok(entries)
@@ -323,17 +339,21 @@ pub(super) fn separate(tree: &Path, stop: &CancellationToken) -> io::Result<()> 
     let elsewhere = names.into_values().filter(|(links, own)| *links != own.len() as u64);
     for path in elsewhere.flat_map(|(_, own)| own) {
         go_on(stop)?;
-        let meta = fs::symlink_metadata(&path)?;
-        // In its own directory, so that the rename is one.
-        let mut name = path.clone().into_os_string();
-        name.push(".towline-copy");
-        let copy = PathBuf::from(name);
-        fs::copy(&path, &copy)?;
-        lchown(&copy, Some(meta.uid()), Some(meta.gid()))?;
-        fs::File::open(&copy)?.set_modified(meta.modified()?)?;
-        fs::rename(&copy, &path)?;
+        replace_by_copy(&path)?;
     }
     Ok(())
+}
+
+/// Gives a file bytes of its own, which nobody has open; owner, mode and times are kept.
+fn replace_by_copy(path: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(path)?;
+    // In its own directory, so that the rename is one.
+    let mut name = path.as_os_str().to_owned();
+    name.push(".towline-copy");
+    let copy = PathBuf::from(name);
+    reflink::copy(path, &copy)?;
+    lchown(&copy, Some(meta.uid()), Some(meta.gid()))?;
+    fs::rename(&copy, path)
 }
 
 #[cfg(test)]
@@ -411,6 +431,116 @@ mod tests {
         assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "shared");
         assert_eq!(meta(&tree.join("a")).modified().unwrap(), past);
         assert_eq!(meta(&tree.join("b")).ino(), meta(&tree.join("c")).ino(), "links within stay");
+        assert_eq!(fs::read_dir(&tree).unwrap().count(), 3, "nothing is left beside them");
+    }
+
+    /// A file system of its own that is undone in the end.
+    struct Xfs(tempfile::TempDir);
+
+    impl Xfs {
+        /// `None` for whoever cannot mount one, with the reason on the terminal.
+        fn mount() -> Option<Xfs> {
+            let skip = |why: &str| {
+                let line = format!("SKIPPED: blocks shared on XFS: {why}\n");
+                io::Write::write_all(&mut io::stderr(), line.as_bytes()).ok();
+                None
+            };
+            if fs::metadata("/proc/self").is_ok_and(|own| own.uid() != 0) {
+                return skip("only root can mount");
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+            fs::File::create_new(&image).unwrap().set_len(512 << 20).unwrap();
+            fs::create_dir(&at).unwrap();
+            let done = |program: &str, arguments: &[&str], paths: &[&Path]| {
+                let mut command = std::process::Command::new(program);
+                let output = command.args(arguments).args(paths).output();
+                output.is_ok_and(|output| output.status.success())
+            };
+            if !done("mkfs.xfs", &["-q"], &[&image]) {
+                return skip("mkfs.xfs does not run; tests/setup.sh installs it");
+            }
+            if !done("mount", &["-t", "xfs", "-o", "loop"], &[&image, &at]) {
+                return skip("this kernel mounts none");
+            }
+            Some(Xfs(dir))
+        }
+
+        fn at(&self) -> PathBuf {
+            self.0.path().join("at")
+        }
+
+        /// How many bytes are free, once all that was written is accounted for.
+        fn free(&self) -> u64 {
+            let status = std::process::Command::new("sync").arg("-f").arg(self.at()).status();
+            assert!(status.unwrap().success());
+            let output = std::process::Command::new("stat")
+                .args(["-f", "-c", "%f %S"])
+                .arg(self.at())
+                .output()
+                .unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.split_whitespace().map(|number| number.parse::<u64>().unwrap()).product()
+        }
+    }
+
+    impl Drop for Xfs {
+        fn drop(&mut self) {
+            std::process::Command::new("umount").arg(self.at()).status().ok();
+        }
+    }
+
+    #[test]
+    fn copies_share_their_blocks_where_the_file_system_can() {
+        const FILES: usize = 2_350;
+        let Some(xfs) = Xfs::mount() else { return };
+        let (from, bytes) = (xfs.at().join("from"), 16 * 1024);
+        for number in 0..FILES {
+            let dir = from.join(format!("{}", number / 50));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("{number}")), vec![7; bytes]).unwrap();
+        }
+        let stop = CancellationToken::new();
+        let mut shown = Vec::new();
+        for (hard, name) in [(true, "linked"), (false, "copied")] {
+            let before = xfs.free();
+            let started = tokio::time::Instant::now();
+            link(&from, &xfs.at().join(name), hard, &stop).unwrap();
+            shown.push(format!("{name} in {} ms", started.elapsed().as_millis()));
+            // Inodes and folders take some: 512 bytes for each, in chunks of 64.
+            let taken = before.saturating_sub(xfs.free());
+            assert!(taken < 6 << 20, "{name}: {taken} of {} bytes", FILES * bytes);
+        }
+        println!("{FILES} files: {}", shown.join(", "));
+        // And yet each is a file of its own.
+        fs::write(xfs.at().join("copied/0/7"), "other").unwrap();
+        assert_eq!(fs::read(from.join("0/7")).unwrap(), vec![7; bytes]);
+    }
+
+    #[test]
+    fn a_file_that_is_open_for_writing_is_not_what_is_sealed() {
+        if fs::metadata("/proc/self").is_ok_and(|own| own.uid() != 0) {
+            println!("not root: nothing is sealed, so this is not tried");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for name in ["open", "read", "closed"] {
+            fs::write(tree.join(name), "as it was").unwrap();
+        }
+        let mut writer = fs::File::options().write(true).open(tree.join("open")).unwrap();
+        let _reader = fs::File::open(tree.join("read")).unwrap();
+        let inode = |name: &str| fs::metadata(tree.join(name)).unwrap().ino();
+        let before = ["open", "read", "closed"].map(inode);
+        seal(&tree, &CancellationToken::new()).unwrap();
+        io::Write::write_all(&mut writer, b"changed!!").unwrap();
+        for name in ["open", "read", "closed"] {
+            assert_eq!(fs::read_to_string(tree.join(name)).unwrap(), "as it was", "{name}");
+            assert_eq!(fs::metadata(tree.join(name)).unwrap().mode() & 0o777, 0o444, "{name}");
+        }
+        let after = ["open", "read", "closed"].map(inode);
+        assert!(before[0] != after[0] && before[1..] == after[1..], "only what could be written");
         assert_eq!(fs::read_dir(&tree).unwrap().count(), 3, "nothing is left beside them");
     }
 

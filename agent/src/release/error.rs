@@ -67,6 +67,12 @@ pub enum DiskError {
         /// What it is instead.
         found: String,
     },
+    /// Root would write where others can put something else.
+    #[error("users other than root may change what is in {}", path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another agent holds the lock.
     #[error("another agent runs for {}", path.display())]
     Locked {
@@ -115,6 +121,11 @@ impl DiskError {
             )),
             DiskError::ForeignCurrent { path, .. } => Some(format!(
                 "move {} away once: what it is, or points at, would be neither kept nor restored",
+                path.display()
+            )),
+            DiskError::Writable { path } => Some(format!(
+                "chown root:root {0} && chmod go-w {0}: what is to be written by the app goes to \
+                 shared.dirs; or run the agent as the app's user",
                 path.display()
             )),
             DiskError::Locked { .. } => {

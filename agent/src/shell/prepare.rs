@@ -24,12 +24,12 @@ use tracing::{info, warn};
 
 use super::{Tools, activate};
 use crate::config::Keep;
-use crate::dependencies::{self, InstallError, Outputs, own_dir};
+use crate::dependencies::{self, InstallError, Outputs};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::journal::Release;
 use crate::machine::Outcome;
-use crate::release::{Barrier, DiskError, Marker, Store, failed, remove_tree};
+use crate::release::{Barrier, DiskError, Marker, Store, failed, make_shared, remove_tree};
 use crate::shown;
 
 /// How many lines of a failed command's output are logged, of its beginning and of its end.
@@ -369,13 +369,10 @@ impl Work<'_> {
     /// Puts links to what outlives releases into the staged one.
     fn share(&self, recipe: &Recipe, staged: &Path) -> Result<(), PrepareError> {
         for dir in &recipe.shared {
-            let place = self.tools.store.shared().join(dir.as_str());
-            if !place.exists() {
-                if let Some(parent) = place.parent() {
-                    fs::create_dir_all(parent).map_err(failed("create", parent))?;
-                }
-                own_dir(&place, &self.tools.run_as)?;
-            }
+            let shared = self.tools.store.shared();
+            let owner = self.tools.run_as.account.as_ref().map(|own| (own.uid, own.gid));
+            make_shared(&shared, dir.as_str(), owner)?;
+            let place = shared.join(dir.as_str());
             let link = staged.join(dir.as_str());
             if fs::symlink_metadata(&link).is_ok() {
                 return Err(PrepareError::SharedInTree { path: dir.to_string() });
