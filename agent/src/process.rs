@@ -71,7 +71,7 @@ pub const GRACE: Duration = Duration::from_secs(5);
 pub const CAPTURE_BYTES_MAX: usize = 64 * 1024;
 
 /// Where programs are looked for, unless the environment that is passed in says otherwise.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Marks every contained child of one app; its value is the app's tag.
 const MARKER_APP: &str = "TOWLINE_CHILD";
@@ -271,7 +271,7 @@ fn environment(run_as: &RunAs, own: &Environment, cwd: &Path) -> Environment {
 
 /// Arranges what the child does between fork and exec.
 #[allow(unsafe_code, reason = "pre_exec: what runs there makes async-signal-safe calls only")]
-fn confine(command: &mut Command, contained: bool) {
+pub(crate) fn confine(command: &mut Command, contained: bool) {
     let agent = nix::unistd::getpid();
     let descriptors = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(DESCRIPTORS_MAX, |(soft, _)| soft.min(DESCRIPTORS_MAX));
