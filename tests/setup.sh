@@ -5,11 +5,14 @@ set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
 missing=
-for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux mkfs.xfs:xfsprogs; do
+for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux ssh:openssh-client \
+    mkfs.xfs:xfsprogs debootstrap:debootstrap systemd-nspawn:systemd-container; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 # The tests' clusters run it by this path: the first python3 of PATH may be another one.
 [ -x /usr/bin/python3 ] || missing="$missing python3"
+# Outside of PATH for all but root.
+[ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
 if ! command -v cargo >/dev/null 2>&1; then
     echo 'no cargo: install a Rust toolchain first' >&2
     exit 1

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, Config};
 use crate::error;
-use crate::git::{Origin, OriginConfig, OriginError, Secret};
+use crate::git::{Origin, OriginConfig, OriginError, PlaceConfig};
 use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, CgroupHome, RunAs};
@@ -139,8 +139,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     if is_root {
         account(config)?;
     }
-    let token = if is_root { token(config).map_err(StartError::Origin)? } else { None };
-    origin(config, token).map_err(StartError::Origin)?;
+    origin(config, is_root).map_err(StartError::Origin)?;
     if let config::Source::Coordinator(coordinator) = &config.source {
         coordinator::check(coordinator, is_root).map_err(StartError::Coordinator)?;
     }
@@ -155,8 +154,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// See [`StartError`].
 pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>), StartError> {
     let account = account(&config)?;
-    let token = token(&config).map_err(StartError::Origin)?;
-    let origin = origin(&config, token).map_err(StartError::Origin)?;
+    let origin = origin(&config, true).map_err(StartError::Origin)?;
     let store = Store::new(&config.dir);
     store.prepare()?;
     let lock = store.lock()?;
@@ -334,22 +332,39 @@ fn account(config: &Config) -> Result<Option<Account>, StartError> {
     }
 }
 
-fn token(config: &Config) -> Result<Option<Secret>, OriginError> {
-    config.git.credential.as_deref().map(Secret::read).transpose()
+/// Returns what is likely to fail of the origin, though it is no mistake.
+#[must_use]
+pub fn doubts(config: &Config) -> Vec<String> {
+    origin(config, false).map(|origin| origin.doubts()).unwrap_or_default()
 }
 
-fn origin(config: &Config, token: Option<Secret>) -> Result<Origin, OriginError> {
+/// Sets the origin up; without credentials where they are not ours to look at.
+fn origin(config: &Config, with_credentials: bool) -> Result<Origin, OriginError> {
     use std::time::Duration;
     let git = &config.git;
-    Origin::new(OriginConfig {
+    let own = |path: &Option<PathBuf>| path.clone().filter(|_| with_credentials);
+    let mut places = vec![PlaceConfig {
+        field: "git.url",
         url: git.url.clone(),
+        credential: own(&git.credential),
+        ca_file: git.ca_file.clone(),
+        known_hosts: git.known_hosts.clone(),
+    }];
+    places.extend(git.mirrors.iter().map(|mirror| PlaceConfig {
+        field: "git.mirrors.url",
+        url: mirror.url.clone(),
+        credential: own(&mirror.credential),
+        ca_file: mirror.ca_file.clone(),
+        known_hosts: mirror.known_hosts.clone(),
+    }));
+    Origin::new(OriginConfig {
+        places,
         branch: git.branch.clone(),
-        token,
         allow_http: git.allow_http,
         verify_branch: git.verify_branch,
-        ca_file: git.ca_file.clone(),
         connect: Duration::from_secs_f64(git.connect_s),
         stall: Duration::from_secs_f64(git.stall_s),
         total: Duration::from_secs_f64(git.total_s),
+        search_path: config.environment.get("PATH").cloned(),
     })
 }

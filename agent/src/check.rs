@@ -270,6 +270,9 @@ pub fn config(path: &Path, variables: &BTreeMap<String, String>) -> (Findings, O
         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         findings.problem("", None, &format!("{}{hint}", error::chain(&error)));
     }
+    for doubt in bootstrap::doubts(&config) {
+        findings.warning(&doubt);
+    }
     let watched = match &config.source {
         Source::File(file) => Some(("source.file", file.parent().unwrap_or(file))),
         Source::Coordinator(_) => None,

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use towline_protocol::ids::{Group, IdError, Instance};
-use towline_protocol::recipe;
 
 mod adopt;
+mod git;
 
 pub use adopt::Adopted;
+pub use git::{Git, Mirror};
 
 use adopt::AdoptTable;
 
@@ -77,54 +78,6 @@ pub struct Coordinator {
     pub allow_http: bool,
     /// How long to wait for a connection; 5 s by default.
     pub connect: Duration,
-}
-
-/// Where revisions come from.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Git {
-    /// The repository's https address, without credentials.
-    pub url: String,
-    /// The branch that is fetched where the server gives no commit by its id.
-    pub branch: Option<String>,
-    /// A file that holds a token, or `user:password`. A bare name is a systemd credential.
-    pub credential: Option<PathBuf>,
-    /// Allow plain http; off by default.
-    #[serde(default)]
-    pub allow_http: bool,
-    /// Fetch the branch's history and refuse commits that are not on it; off by default.
-    #[serde(default)]
-    pub verify_branch: bool,
-    /// PEM certificates to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The recipe's path in the repository; `towline.toml` by default.
-    #[serde(default = "default_recipe")]
-    pub recipe: String,
-    /// How long to wait for a connection; 10 s by default.
-    #[serde(default = "default_connect_s")]
-    pub connect_s: f64,
-    /// How long to wait without receiving a byte; 30 s by default.
-    #[serde(default = "default_stall_s")]
-    pub stall_s: f64,
-    /// How long one fetch may take; 600 s by default.
-    #[serde(default = "default_total_s")]
-    pub total_s: f64,
-}
-
-fn default_recipe() -> String {
-    recipe::FILE_NAME.to_owned()
-}
-
-fn default_connect_s() -> f64 {
-    10.0
-}
-
-fn default_stall_s() -> f64 {
-    30.0
-}
-
-fn default_total_s() -> f64 {
-    600.0
 }
 
 /// What is kept on disk.
@@ -330,30 +283,17 @@ impl Config {
         let instance = file.instance.as_deref().unwrap_or(host.trim());
         let check = Check { path };
         check.absolute("dir", &file.dir)?;
-        if let Some(ca_file) = &file.git.ca_file {
-            check.absolute("git.ca_file", ca_file)?;
-        }
         check.count("keep.releases", file.keep.releases, 2)?;
         check.count("keep.dependencies", file.keep.dependencies, 1)?;
-        check.seconds("git.connect_s", file.git.connect_s)?;
-        check.seconds("git.stall_s", file.git.stall_s)?;
-        check.seconds("git.total_s", file.git.total_s)?;
         let named = (file.source, file.coordinators, file.coordinator);
         let source = check.source(named.0, named.1, named.2, variables)?;
-        let mut git = file.git;
-        if recipe::RelativePath::new(&git.recipe).is_ok_and(|path| path.is_root()) {
-            return check.value("git.recipe", "must name a file", git.recipe);
-        }
-        if let Err(accepted) = recipe::RelativePath::new(&git.recipe) {
-            return check.value("git.recipe", accepted, git.recipe);
-        }
+        let git = file.git.check(&check, variables)?;
         let adopted = file.adopt.map(|table| table.check(&file.dir)).transpose();
         let adopted = adopted.map_err(|(field, message)| ConfigError::Adopt {
             path: at(),
             field,
             message,
         })?;
-        git.credential = git.credential.map(|name| credential(&name, variables));
         let passed = |(name, _): &(&String, &String)| {
             ENVIRONMENT.contains(&name.as_str()) || file.pass_env.contains(name)
         };

@@ -81,7 +81,7 @@ pub const GRACE: Duration = Duration::from_secs(5);
 pub const CAPTURE_BYTES_MAX: usize = 64 * 1024;
 
 /// Where programs are looked for, unless the environment that is passed in says otherwise.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Marks every contained child of one app; its value is the app's tag.
 const MARKER_APP: &str = "TOWLINE_CHILD";
@@ -315,6 +315,11 @@ fn environment(run_as: &RunAs, own: &Environment, cwd: &Path) -> Environment {
     // The logical path: an app that looks at it wants `current`, not where that points today.
     all.insert("PWD".to_owned(), cwd.to_string_lossy().into_owned());
     all
+}
+
+/// Arranges the same for a program of the agent's own, such as `ssh`, which whoever starts it ends.
+pub(crate) fn confine_own(command: &mut Command) {
+    confine(command, &Holds { cgroup: None, limit: None, is_contained: true });
 }
 
 /// Arranges what the child does between fork and exec.

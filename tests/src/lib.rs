@@ -13,6 +13,7 @@ pub mod mount;
 pub mod origin;
 pub mod random;
 pub mod script;
+pub mod sshd;
 pub mod stage;
 pub mod wire;
 pub mod world;
