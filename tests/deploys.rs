@@ -10,6 +10,7 @@ mod boot;
 mod bytes;
 mod failures;
 mod gates;
+mod host_config;
 mod input;
 mod killed;
 mod limits;

@@ -5,6 +5,7 @@
 //! that serves something lives on with it.
 
 use std::cell::{Cell, RefCell};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -13,10 +14,10 @@ use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{Recipe, RecipeError};
+use towline_protocol::recipe::{self, Recipe, RecipeError};
 use tracing::{info, warn};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Forbidden};
 use crate::error;
 use crate::git::{Origin, OriginConfig, OriginError, Secret};
 use crate::journal::{Journal, Release};
@@ -62,6 +63,30 @@ pub enum StartError {
     /// The app's directory cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The default recipe could not be read.
+    #[error("could not read the default recipe {}", path.display())]
+    DefaultRecipeFile {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The default recipe is not valid.
+    #[error("the default recipe {} is not valid", path.display())]
+    DefaultRecipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: RecipeError,
+    },
+    /// The default recipe uses what this host does not allow.
+    #[error("the default recipe {} is refused", path.display())]
+    DefaultRecipeForbidden {
+        /// The file.
+        path: PathBuf,
+        /// What it may not use.
+        source: Forbidden,
+    },
     /// The origin cannot be used.
     #[error("could not use the origin in [git]")]
     Origin(#[source] OriginError),
@@ -110,6 +135,13 @@ impl StartError {
                 Some(format!("create {} first; the file itself may come later", dir.display()))
             }
             StartError::Coordinator(source) => source.hint(),
+            StartError::DefaultRecipeFile { .. } => {
+                Some("write it, or leave `default_recipe` out".to_owned())
+            }
+            StartError::DefaultRecipe { .. } => {
+                Some("correct it: it is a recipe as in a repository".to_owned())
+            }
+            StartError::DefaultRecipeForbidden { source, .. } => Some(source.hint()),
             StartError::LiveRecipe { .. } => Some(
                 "remove `current` once, and release a revision whose recipe `towline-agent check` \
                  finds valid"
@@ -138,6 +170,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     if is_root {
         account(config)?;
     }
+    default_recipe(config)?;
     let token = if is_root { token(config).map_err(StartError::Origin)? } else { None };
     origin(config, token).map_err(StartError::Origin)?;
     if let config::Source::Coordinator(coordinator) = &config.source {
@@ -155,6 +188,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     let account = account(&config)?;
     let token = token(&config).map_err(StartError::Origin)?;
     let origin = origin(&config, token).map_err(StartError::Origin)?;
+    let default_recipe = default_recipe(&config)?;
     let store = Store::new(&config.dir);
     store.prepare()?;
     let lock = store.lock()?;
@@ -193,6 +227,8 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         is_unsettled: Cell::new(journal.swap.is_some()),
         saying: Saying::default(),
         is_lost: Cell::new(false),
+        default_recipe,
+        kept: RefCell::default(),
     });
     let found = survey(&tools).await?;
     info!(
@@ -326,6 +362,23 @@ fn account(config: &Config) -> Result<Option<Account>, StartError> {
             Ok((own == 0).then_some(account))
         }
     }
+}
+
+/// Reads the recipe of revisions that have none, which must be one.
+fn default_recipe(config: &Config) -> Result<Option<String>, StartError> {
+    let Some(path) = &config.default_recipe else { return Ok(None) };
+    let path = || path.clone();
+    let failed = |source| StartError::DefaultRecipeFile { path: path(), source };
+    let meta = fs::metadata(path()).map_err(failed)?;
+    if !meta.is_file() || meta.len() > recipe::SIZE_BYTES_MAX {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no small file")));
+    }
+    let text = fs::read_to_string(path()).map_err(failed)?;
+    let recipe = Recipe::parse(&text)
+        .map_err(|source| StartError::DefaultRecipe { path: path(), source })?;
+    let allowed = config.allow.check(&recipe);
+    allowed.map_err(|source| StartError::DefaultRecipeForbidden { path: path(), source })?;
+    Ok(Some(text))
 }
 
 fn token(config: &Config) -> Result<Option<Secret>, OriginError> {

@@ -72,7 +72,7 @@ enum Command {
         /// The top of the repository's work tree; `.` by default, unless --config is given.
         dir: Option<PathBuf>,
         /// Host config to check, such as /etc/towline/web.toml; with DIR, its git.recipe names the
-        /// recipe.
+        /// recipe, and [allow] says what that may use.
         #[arg(long, short)]
         config: Option<PathBuf>,
     },
@@ -304,26 +304,25 @@ fn check(
         return code;
     }
     let mut is_valid = true;
-    let mut recipe = recipe::FILE_NAME.to_owned();
+    let mut host = None;
     if let Some(path) = config {
         let (findings, config) = check::config(path, variables);
         let (said, valid) = findings.conclude();
         println!("{said}");
         is_valid &= valid;
-        if let Some(config) = config {
-            recipe = config.git.recipe;
-        }
+        host = config;
     }
+    let recipe = host.as_ref().map_or(recipe::FILE_NAME, |host| &host.git.recipe);
     let default = || config.is_none().then(|| PathBuf::from("."));
     if let Some(dir) = dir.or_else(default) {
-        match check::recipe(&dir, &recipe) {
+        match check::recipe(&dir, recipe, host.as_ref()) {
             Ok(findings) => {
                 let (said, valid) = findings.conclude();
                 println!("{said}");
                 is_valid &= valid;
             }
             Err(error) => {
-                let what = format!("could not read {}: {error}", dir.join(&recipe).display());
+                let what = format!("could not read {}: {error}", dir.join(recipe).display());
                 let error = io::Error::new(error.kind(), what);
                 let hint = "name the top of a repository that holds one".to_owned();
                 return complain(&error, Some(hint), FAILED);

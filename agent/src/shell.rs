@@ -35,8 +35,8 @@ use crate::journal::Journal;
 use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
 use crate::manager;
 use crate::process::RunAs;
-use crate::release::Store;
 use crate::release::state::{Lock, Status};
+use crate::release::{Needed, Store};
 use crate::source::{Said, Source, Told};
 
 mod activate;
@@ -71,6 +71,10 @@ pub struct Tools {
     pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
     pub(crate) is_lost: Cell<bool>,
+    /// The recipe of revisions that have none.
+    pub(crate) default_recipe: Option<String>,
+    /// What the machine may have to go back to: never pruned.
+    pub(crate) kept: RefCell<BTreeSet<Revision>>,
 }
 
 impl Tools {
@@ -326,6 +330,7 @@ impl Shell {
         let stop = CancellationToken::new();
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
         self.tools.saying.clear();
+        self.tools.kept.replace(self.machine.keep());
         self.about = match &task {
             Task::Prepare { revision, .. } => Some(revision.clone()),
             Task::Activate { to: release, .. }
@@ -335,6 +340,10 @@ impl Shell {
             Task::Ask(_) | Task::Journal(_) => None,
         };
         let mut asked = None;
+        // The looks at what serves are often enough for a log that grows.
+        let is_log_due = matches!(task, Task::Activate { .. } | Task::Check(..))
+            && self.tools.store.is_app_log_large(self.tools.config.keep.log_mib);
+        let bounded = is_log_due.then(|| Rc::clone(&self.tools));
         let running: Running = match task {
             Task::Prepare { revision, unless_like } => {
                 Box::pin(prepare::prepare(tools, revision, unless_like, own))
@@ -361,6 +370,12 @@ impl Shell {
         };
         let generation = self.machine.journal().target.as_ref().map(|t| t.order.generation);
         let span = info_span!("deploy", group = %self.tools.config.group, generation);
+        let running = async move {
+            if let Some(tools) = bounded {
+                bound_app_log(&tools).await;
+            }
+            running.await
+        };
         self.task = Some((id, stop, Box::pin(running.instrument(span))));
         asked
     }
@@ -420,16 +435,16 @@ impl Shell {
     /// Off this thread, since it removes whole trees.
     async fn prune(&self, keep: BTreeSet<Revision>) {
         let (store, limits) = (self.tools.store.clone(), self.tools.config.keep.clone());
-        let pruned = tokio::task::spawn_blocking(move || prune(&store, &limits, &keep)).await;
+        let pruned = tokio::task::spawn_blocking(move || prune(&store, &limits, keep)).await;
         if let Err(error) = pruned {
             warn!(error = errors::chain(&error), "could not prune");
         }
     }
 }
 
-fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
+fn prune(store: &Store, limits: &Keep, kept: BTreeSet<Revision>) {
     let in_use = manager::releases_in_use(&store.releases());
-    match store.prune(keep, &in_use, limits.releases, limits.dependencies) {
+    match store.prune(&Needed { kept, in_use }, limits.quota()) {
         Ok(0) => {}
         Ok(removed) => info!(removed, "pruned"),
         Err(error) => {
@@ -442,6 +457,25 @@ fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
     let kept: Vec<Revision> = store.complete();
     if let Err(error) = Cache::open(&store.git_cache()).and_then(|cache| cache.keep(&kept)) {
         warn!(error = errors::chain(&error), "could not prune the git cache");
+    }
+}
+
+/// Empties the app's log, off this thread.
+async fn bound_app_log(tools: &Tools) {
+    let (store, max_mib) = (tools.store.clone(), tools.config.keep.log_mib);
+    let user = tools.run_as.account.as_ref().map(|account| account.uid);
+    let bounded = tokio::task::spawn_blocking(move || store.bound_app_log(max_mib, user)).await;
+    match bounded {
+        Ok(Ok(true)) => info!("emptied the app's log; its end is beside it"),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => {
+            warn!(
+                error = errors::chain(&error),
+                hint = error.hint(),
+                "could not bound the app's log"
+            );
+        }
+        Err(error) => warn!(error = errors::chain(&error), "could not bound the app's log"),
     }
 }
 
