@@ -6,6 +6,8 @@ use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
 mod adopted;
+mod asked;
+mod bake;
 mod boot;
 mod bytes;
 mod failures;
@@ -25,6 +27,7 @@ mod space;
 mod starts;
 mod stopping;
 mod trees;
+mod trial;
 
 /// An origin and an instance.
 struct World {

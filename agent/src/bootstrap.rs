@@ -23,7 +23,7 @@ use crate::git::{Origin, OriginConfig, OriginError, Secret};
 use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, RunAs};
-use crate::release::state::{Leaving, boot_id};
+use crate::release::state::{Leaving, Lock, boot_id};
 use crate::release::{DiskError, Store};
 use crate::shell::{Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
@@ -185,10 +185,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 ///
 /// See [`StartError`].
 pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
-    let account = account(&config)?;
-    let token = token(&config).map_err(StartError::Origin)?;
-    let origin = origin(&config, token).map_err(StartError::Origin)?;
-    let default_recipe = default_recipe(&config)?;
+    let (account, origin, default_recipe) = parts(&config)?;
     let store = Store::new(&config.dir);
     store.prepare()?;
     let lock = store.lock()?;
@@ -196,19 +193,12 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     if let Some(said) = said {
         warn!(said, "the journal was broken; what was proven and rejected before is forgotten");
     }
-    let tag = store.dir().display().to_string();
-    let ended = process::end_leftovers(&tag).await;
-    if ended > 0 {
-        warn!(ended, "ended what the last run of the agent had left behind");
-    }
-    store.clear_staging()?;
+    clear(&store).await?;
     let seed = seed(&config);
     if matches!(config.source, config::Source::Coordinator(_)) {
         count_run(&store, &mut journal);
     }
     let source = source(&config, &store, journal.run, seed)?;
-    let environment = config.environment.clone();
-    let run_as = RunAs { account, environment, tag, grace: process::GRACE };
     let policy = Policy {
         group: config.group.clone(),
         has_adopted: config.adopted.is_some(),
@@ -217,19 +207,9 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         backoff_max: config.backoff.1,
         seed,
     };
-    let tools = Rc::new(Tools {
-        config,
-        store,
-        origin: Arc::new(origin),
-        run_as,
-        before: RefCell::new(None),
-        // A reload that the last run asked for may still be under way.
-        is_unsettled: Cell::new(journal.swap.is_some()),
-        saying: Saying::default(),
-        is_lost: Cell::new(false),
-        default_recipe,
-        kept: RefCell::default(),
-    });
+    let tools = Rc::new(assemble(config, store, account, origin, default_recipe));
+    // A reload that the last run asked for may still be under way.
+    tools.is_unsettled.set(journal.swap.is_some());
     let found = survey(&tools).await?;
     info!(
         instance = %journal.instance,
@@ -241,6 +221,67 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
     );
     let (machine, effects) = Machine::new(policy, journal, found);
     Ok((Shell::new(tools, machine, source, lock), effects))
+}
+
+/// What is made of host config before anything is changed.
+type Parts = (Option<Account>, Origin, Option<String>);
+
+fn parts(config: &Config) -> Result<Parts, StartError> {
+    let account = account(config)?;
+    let token = token(config).map_err(StartError::Origin)?;
+    let origin = origin(config, token).map_err(StartError::Origin)?;
+    Ok((account, origin, default_recipe(config)?))
+}
+
+fn assemble(
+    config: Config,
+    store: Store,
+    account: Option<Account>,
+    origin: Origin,
+    default_recipe: Option<String>,
+) -> Tools {
+    let environment = config.environment.clone();
+    let tag = tag(&store);
+    Tools {
+        config,
+        store,
+        origin: Arc::new(origin),
+        run_as: RunAs { account, environment, tag, grace: process::GRACE },
+        before: RefCell::new(None),
+        is_unsettled: Cell::new(false),
+        saying: Saying::default(),
+        is_lost: Cell::new(false),
+        default_recipe,
+        kept: RefCell::default(),
+    }
+}
+
+/// By which an app's processes are known on this host.
+fn tag(store: &Store) -> String {
+    store.dir().display().to_string()
+}
+
+/// Ends and removes what the last run has left.
+async fn clear(store: &Store) -> Result<(), StartError> {
+    let ended = process::end_leftovers(&tag(store)).await;
+    if ended > 0 {
+        warn!(ended, "ended what the last run of the agent had left behind");
+    }
+    Ok(store.clear_staging()?)
+}
+
+/// What a release is made with, where no agent runs and none is started: for `bake` and `try`.
+///
+/// # Errors
+///
+/// See [`StartError`].
+pub(crate) async fn workshop(config: Config) -> Result<(Tools, Lock), StartError> {
+    let (account, origin, default_recipe) = parts(&config)?;
+    let store = Store::new(&config.dir);
+    store.prepare()?;
+    let lock = store.lock()?;
+    clear(&store).await?;
+    Ok((assemble(config, store, account, origin, default_recipe), lock))
 }
 
 /// Numbers this run, before its first message. Seconds since 1970 make it grow even where the journal was
@@ -310,7 +351,7 @@ fn source(config: &Config, store: &Store, run: u64, seed: u64) -> Result<Source,
 
 /// Finds out what is on disk, and whether the live release runs; where none of ours is live, whether what
 /// was adopted does.
-async fn survey(tools: &Tools) -> Result<Found, StartError> {
+pub(crate) async fn survey(tools: &Tools) -> Result<Found, StartError> {
     let store = &tools.store;
     let releases = store.complete();
     if let Some(adopted) = tools.config.adopted.as_ref().filter(|_| store.is_bare()) {

@@ -300,6 +300,17 @@ impl Config {
         Self::parse(path, &text, variables)
     }
 
+    /// Returns the config of a place that nobody configured: all defaults, no target, no origin, and no
+    /// space that must stay free.
+    #[must_use]
+    pub fn blank(dir: &Path, user: Option<String>, environment: BTreeMap<String, String>) -> Self {
+        let text = "group = \"none\"\ninstance = \"none\"\ndir = \"/none\"\n[source]\nfile = \
+                    \"/none/none\"\n[git]\nurl = \"https://none.invalid/none\"\n[keep]\nfree_mib = 0\n";
+        let blank = Self::parse(Path::new("the command line"), text, &BTreeMap::new());
+        let blank = blank.expect("it is valid, as a test has it");
+        Self { dir: dir.to_owned(), user, environment, ..blank }
+    }
+
     fn parse(
         path: &Path,
         text: &str,
@@ -539,6 +550,13 @@ mod tests {
             let error = parse(&text).unwrap_err();
             assert!(error.to_string().contains(blamed), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_blank_config_is_valid() {
+        let config = Config::blank(Path::new("/tmp/x"), None, BTreeMap::new());
+        assert_eq!((config.dir.as_path(), config.keep.free_mib), (Path::new("/tmp/x"), 0));
+        assert_eq!((config.keep.releases, config.git.branch), (5, None));
     }
 
     #[test]

@@ -17,10 +17,13 @@ use std::time::Duration;
 
 use reqwest::{Certificate, Client, Url, redirect};
 
+mod checkout;
 mod fetch;
 mod http;
+mod tip;
 mod tree;
 
+pub use checkout::{Checkout, CheckoutError};
 pub use fetch::{Cache, FetchError, Fetched};
 pub use http::{Room, TransportError, initialise};
 pub use tree::{Limits, Plan, TreeError};

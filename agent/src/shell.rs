@@ -18,7 +18,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ use crate::process::RunAs;
 use crate::release::state::{Lock, Status};
 use crate::release::{Needed, Store};
 use crate::source::{Said, Source, Told};
+use crate::status::{self, Socket};
 
 mod activate;
 mod place;
@@ -49,6 +50,7 @@ mod watch;
 
 pub(crate) use activate::look;
 pub(crate) use place::finder;
+pub(crate) use prepare::{Failed, make};
 pub(crate) use probe::answers;
 pub(crate) use saying::Saying;
 
@@ -132,6 +134,8 @@ pub struct Shell {
     note: Option<String>,
     log: Option<FailureLog>,
     last: Option<Report>,
+    /// Where the status can be had; before the lock, which it must not outlive.
+    socket: Option<Socket>,
     _lock: Lock,
 }
 
@@ -142,9 +146,13 @@ impl std::fmt::Debug for Shell {
 }
 
 impl Shell {
-    /// Puts the parts together; `bootstrap` has made them.
+    /// Puts the parts together, in a runtime; `bootstrap` has made them.
     #[must_use]
     pub fn new(tools: Rc<Tools>, machine: Machine, source: Source, lock: Lock) -> Self {
+        let socket = Socket::open(&tools.store);
+        if let Err(error) = &socket {
+            warn!(error = errors::chain(error), "the status can be had by its file only");
+        }
         Self {
             tools,
             machine,
@@ -158,6 +166,7 @@ impl Shell {
             note: None,
             log: None,
             last: None,
+            socket: socket.ok(),
             _lock: lock,
         }
     }
@@ -426,9 +435,12 @@ impl Shell {
         }
         let (note, log) = (self.note.take(), self.log.take());
         self.source.tell(Told { report: report.clone(), note, log });
-        let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
+        let status = Status { report, written_s: status::seconds_now(), pid: std::process::id() };
         if let Err(error) = self.tools.store.write_status(&status) {
             warn!(error = errors::chain(&error), hint = error.hint(), "could not write the status");
+        }
+        if let Some(socket) = &self.socket {
+            socket.tell(status);
         }
     }
 
@@ -442,7 +454,8 @@ impl Shell {
     }
 }
 
-fn prune(store: &Store, limits: &Keep, kept: BTreeSet<Revision>) {
+/// Removes what is beyond host config's quotas, save what is kept or lived in. Blocks.
+pub(crate) fn prune(store: &Store, limits: &Keep, kept: BTreeSet<Revision>) {
     let in_use = manager::releases_in_use(&store.releases());
     match store.prune(&Needed { kept, in_use }, limits.quota()) {
         Ok(0) => {}
@@ -518,11 +531,6 @@ async fn at(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the shell reads the clock; a status tells its age")]
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Returns the last `count` lines of a text.

@@ -549,7 +549,8 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 /// The agent's binary, beside the test's own.
-fn agent() -> PathBuf {
+#[must_use]
+pub fn agent() -> PathBuf {
     let own = std::env::current_exe().expect("a running program has a path");
     let beside = |dir: &Path| dir.join("towline-agent");
     let found = own.ancestors().skip(1).take(2).map(beside).find(|path| path.is_file());

@@ -71,6 +71,12 @@ pub enum FetchError {
         /// The allowed branch.
         branch: String,
     },
+    /// The origin has no such branch.
+    #[error("the origin has no branch {branch}")]
+    NoBranch {
+        /// The branch.
+        branch: String,
+    },
     /// The id is that of something else.
     #[error("{} is a {kind}, not a commit", revision.short())]
     NoCommit {
@@ -135,6 +141,9 @@ impl FetchError {
             FetchError::NoCommit { kind, .. } => Some(format!(
                 "name a commit: `git rev-parse 'NAME^{{commit}}'` prints the one that a {kind} leads to"
             )),
+            FetchError::NoBranch { .. } => {
+                Some("correct git.branch, or push the branch".to_owned())
+            }
             FetchError::Sha256 { .. } => Some("use a SHA-1 repository".to_owned()),
             FetchError::Disk { .. } => Some("check its owner, its mount and its space".to_owned()),
             FetchError::Broken { .. } | FetchError::Git(_) => None,

@@ -134,20 +134,21 @@ impl PrepareError {
     }
 }
 
-/// Makes the release of `revision`; the cause of a failure is logged here, once.
+/// A failure that was told: which step it was, and all that a status has room for.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) cause: Cause,
+    pub(crate) detail: String,
+}
+
+/// Makes the release of `revision`, and looks whether a swap to it could begin.
 pub(super) async fn prepare(
     tools: Rc<Tools>,
     revision: Revision,
     unless_like: Option<Revision>,
     stop: CancellationToken,
 ) -> Outcome {
-    let work = Work { tools: &tools, revision: &revision, stop: &stop };
-    let outcome = work.prepare(unless_like).await;
-    // Whatever was left half done is of no use to the next attempt.
-    if let Err(error) = clear_staging(&tools).await {
-        warn!(error = error::chain(&error), "could not clear the staging area");
-    }
-    match outcome {
+    match make(&tools, &revision, unless_like, &stop).await {
         Ok(true) => Outcome::Prepared { alike: true },
         Ok(false) => {
             match activate::check_way(&tools, &Release::Own(revision.clone()), &stop).await {
@@ -160,22 +161,39 @@ pub(super) async fn prepare(
                 }
             }
         }
-        Err(error) => {
-            if !stop.is_cancelled() {
-                let output = error.output();
-                tools.saying.part("install", output.unwrap_or_default());
-                let output = output.map(|text| shown::ends(text, OUTPUT_LINES));
-                warn!(
-                    %revision,
-                    error = error::chain(&error),
-                    hint = error.hint(),
-                    output,
-                    "prepare failed; nothing live was touched"
-                );
-            }
-            Outcome::Failed(error.cause(), error.detail())
-        }
+        Err(Failed { cause, detail }) => Outcome::Failed(cause, detail),
     }
+}
+
+/// Makes the release of `revision`, unless the live one is alike; returns whether it is. The cause of a
+/// failure is logged here, once.
+pub(crate) async fn make(
+    tools: &Tools,
+    revision: &Revision,
+    unless_like: Option<Revision>,
+    stop: &CancellationToken,
+) -> Result<bool, Failed> {
+    let work = Work { tools, revision, stop };
+    let outcome = work.prepare(unless_like).await;
+    // Whatever was left half done is of no use to the next attempt.
+    if let Err(error) = clear_staging(tools).await {
+        warn!(error = error::chain(&error), "could not clear the staging area");
+    }
+    outcome.map_err(|error| {
+        if !stop.is_cancelled() {
+            let output = error.output();
+            tools.saying.part("install", output.unwrap_or_default());
+            let output = output.map(|text| shown::ends(text, OUTPUT_LINES));
+            warn!(
+                %revision,
+                error = error::chain(&error),
+                hint = error.hint(),
+                output,
+                "prepare failed; nothing live was touched"
+            );
+        }
+        Failed { cause: error.cause(), detail: error.detail() }
+    })
 }
 
 async fn clear_staging(tools: &Tools) -> Result<(), PrepareError> {
