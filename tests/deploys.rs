@@ -6,11 +6,14 @@ use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
 mod adopted;
+mod asked;
+mod bake;
 mod boot;
 mod bytes;
 mod caches;
 mod failures;
 mod gates;
+mod host_config;
 mod input;
 mod killed;
 mod limits;
@@ -28,6 +31,7 @@ mod ssh;
 mod starts;
 mod stopping;
 mod trees;
+mod trial;
 
 /// An origin and an instance.
 struct World {

@@ -32,6 +32,7 @@ const ALL: &[Snippet] = &[
         name: "web.toml",
         without_default: &[
             "instance",
+            "default_recipe",
             "source",
             "adopt",
             "coordinator.ca_file",

@@ -83,12 +83,13 @@ fn line(text: &str, field: &str, item: Option<&str>) -> Option<usize> {
     offset.map(|offset| 1 + text.as_bytes()[..offset].iter().filter(|b| **b == b'\n').count())
 }
 
-/// Checks the recipe at `path` in `dir`, and what of the tree a deploy would refuse.
+/// Checks the recipe at `path` in `dir`, and what of the tree a deploy would refuse. With host config,
+/// also whether that allows what the recipe uses.
 ///
 /// # Errors
 ///
 /// Where there is no recipe that could be read.
-pub fn recipe(dir: &Path, path: &str) -> io::Result<Findings> {
+pub fn recipe(dir: &Path, path: &str, host: Option<&Config>) -> io::Result<Findings> {
     let path = if dir == Path::new(".") { PathBuf::from(path) } else { dir.join(path) };
     let mut bytes = Vec::new();
     // A pipe would be waited for.
@@ -107,6 +108,10 @@ pub fn recipe(dir: &Path, path: &str) -> io::Result<Findings> {
         Ok(recipe) => {
             for warning in recipe.warnings() {
                 findings.warning(&warning);
+            }
+            if let Some(Err(refused)) = host.map(|host| host.allow.check(&recipe)) {
+                let said = format!("{refused}: {}", refused.hint());
+                findings.problem(refused.field, None, &said);
             }
             let root = dir.join(recipe.root.as_str());
             if root.is_dir() {
@@ -315,13 +320,13 @@ mod tests {
                           [\"node\"]\n[health]\ntcp = \"127.0.0.1:1\"\n";
 
     fn check(dir: &Path) -> (String, bool) {
-        recipe(dir, "towline.toml").unwrap().conclude()
+        recipe(dir, "towline.toml", None).unwrap().conclude()
     }
 
     #[test]
     fn file_and_line_of_each_problem_are_named_and_nothing_that_shows_the_revision_is_warned_of() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(recipe(dir.path(), "towline.toml").is_err(), "there is no recipe");
+        assert!(recipe(dir.path(), "towline.toml", None).is_err(), "there is no recipe");
         let path = dir.path().join("towline.toml");
         fs::write(&path, "[manager]\npidfile = \"/x\"\n[health]\ntcp = \"nowhere\"\n").unwrap();
         let (said, valid) = check(dir.path());

@@ -17,14 +17,17 @@ use std::path::Path;
 
 mod address;
 mod cache;
+mod checkout;
 mod fetch;
 mod http;
 mod origin;
 mod ssh;
+mod tip;
 mod transport;
 mod tree;
 
 pub use cache::Cache;
+pub use checkout::{Checkout, CheckoutError};
 pub use fetch::{FetchError, Fetched};
 pub use origin::{Origin, OriginConfig, OriginError, PlaceConfig};
 pub use transport::{Room, TransportError, initialise};

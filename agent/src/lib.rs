@@ -9,6 +9,7 @@
 //! `machine` and `journal` decide and never act; everything else acts and never decides what a
 //! deploy should do next.
 
+pub mod bake;
 pub mod bootstrap;
 pub mod check;
 pub mod config;
@@ -26,3 +27,4 @@ pub mod shown;
 pub mod source;
 pub mod status;
 pub mod systemd;
+pub mod trial;

@@ -558,7 +558,8 @@ impl Machine {
     }
 
     /// What must stay on disk: the live release, what a restore would need, the target's two.
-    fn keep(&self) -> BTreeSet<Revision> {
+    #[must_use]
+    pub fn keep(&self) -> BTreeSet<Revision> {
         let mut keep: BTreeSet<Revision> = self.live_revision().into_iter().cloned().collect();
         let other = |revision: &&Revision| {
             Some(*revision) != self.live_revision() && self.releases.contains(revision)

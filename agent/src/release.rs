@@ -6,7 +6,7 @@
 //!         releases/<revision>.json             its marker, written last: complete or absent
 //!         dependencies/<key>/, <key>.json      likewise
 //!         shared/…                             what outlives releases
-//!         log/app.log                          what `start` printed
+//!         log/app.log, app.log.1               what `start` printed, and what was before that
 //!         staging/, cache/                     work in progress; what package managers downloaded
 //!         .towline/                            the lock, the journal, the git cache; 0700
 //! ```
@@ -17,7 +17,6 @@
 //! - What is removed loses its marker first; only what bears a name of Towline's own is removed.
 //! - Nothing here decides what should serve.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -27,10 +26,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use towline_protocol::ids::Revision;
 
+mod app_log;
 mod claim;
 mod durable;
 mod error;
 pub(crate) mod links;
+mod quota;
 pub(crate) mod reflink;
 mod seize;
 pub mod state;
@@ -38,6 +39,7 @@ pub mod state;
 pub use durable::{Barrier, measure, remove_tree, size_bytes};
 pub use error::DiskError;
 pub(crate) use error::failed;
+pub use quota::{Needed, Quota};
 pub(crate) use seize::{make_shared, open_plain, seize};
 
 pub use towline_protocol::recipe::REVISION_FILE;
@@ -368,57 +370,6 @@ impl Store {
     pub fn is_bare(&self) -> bool {
         fs::symlink_metadata(self.current()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
     }
-
-    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those whose
-    /// names are in `in_use`, because a process lives there; then dependency trees beyond `trees`
-    /// that no release left uses.
-    ///
-    /// # Errors
-    ///
-    /// Whatever cannot be removed; the rest is left for the next time.
-    pub fn prune(
-        &self,
-        keep: &BTreeSet<Revision>,
-        in_use: &BTreeSet<String>,
-        count: usize,
-        trees: usize,
-    ) -> Result<usize, DiskError> {
-        let complete = self.complete();
-        let mut surplus = complete.len().saturating_sub(count);
-        let mut removed = 0;
-        for revision in &complete {
-            let release = self.release(revision);
-            let is_needed = keep.contains(revision)
-                || in_use.contains(revision.as_str())
-                || self.live().as_ref() == Some(revision);
-            if surplus == 0 || is_needed {
-                continue;
-            }
-            discard(&release)?;
-            surplus -= 1;
-            removed += 1;
-        }
-        let left = self.complete();
-        let used: BTreeSet<String> =
-            left.iter().filter_map(|revision| self.marker(revision)?.dependencies).collect();
-        let mut unused = Vec::new();
-        let dir = self.dependencies();
-        for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
-            let path = entry.path();
-            let is_unused = |key: &str| claim::is_key(key) && !used.contains(key);
-            if path.is_dir() && entry.file_name().to_str().is_some_and(is_unused) {
-                let made = fs::metadata(marker_path(&path)).and_then(|meta| meta.modified()).ok();
-                unused.push((made, path));
-            }
-        }
-        unused.sort();
-        let surplus = (used.len() + unused.len()).saturating_sub(trees);
-        for (_, path) in unused.into_iter().take(surplus) {
-            discard(&path)?;
-            removed += 1;
-        }
-        Ok(removed)
-    }
 }
 
 /// Returns the marker's path of a release or a dependency tree.
@@ -471,18 +422,18 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), DiskError> {
 mod tests {
     use super::*;
 
-    fn revision(digit: char) -> Revision {
+    pub(super) fn revision(digit: char) -> Revision {
         digit.to_string().repeat(40).parse().unwrap()
     }
 
-    fn store() -> (tempfile::TempDir, Store) {
+    pub(super) fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
         store.prepare().unwrap();
         (dir, store)
     }
 
-    fn make(store: &Store, digit: char, dependencies: Option<&str>) -> Revision {
+    pub(super) fn make(store: &Store, digit: char, dependencies: Option<&str>) -> Revision {
         let revision = revision(digit);
         let staged = store.staging().join("x");
         let barrier = Barrier::open(store.dir()).unwrap();
@@ -491,10 +442,15 @@ mod tests {
         marker.dependencies = dependencies.map(str::to_owned);
         store.complete_release(&staged, &marker, barrier).unwrap();
         // A marker's time has the resolution of the kernel's tick; order must not hang on that.
-        let made = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(digit as u32));
-        let file = File::open(marker_path(&store.release(&revision))).unwrap();
-        file.set_modified(made).unwrap();
+        age(store, &revision, u64::from(digit as u32));
         revision
+    }
+
+    /// Sets when a release was made.
+    pub(super) fn age(store: &Store, revision: &Revision, seconds: u64) {
+        let made = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = File::open(marker_path(&store.release(revision))).unwrap();
+        file.set_modified(made).unwrap();
     }
 
     #[test]
@@ -519,38 +475,6 @@ mod tests {
         let error = store.swap(&revision).unwrap_err();
         assert!(error.hint().unwrap().contains("away once"), "{error}");
         assert!(store.current().is_dir());
-    }
-
-    #[test]
-    fn pruning_keeps_what_is_needed_and_the_newest() {
-        let (_dir, store) = store();
-        let all: Vec<Revision> = "abcdef".chars().map(|digit| make(&store, digit, None)).collect();
-        store.swap(&all[1]).unwrap();
-        let keep = BTreeSet::from([all[0].clone()]);
-        let in_use = BTreeSet::from([all[2].to_string()]);
-        assert_eq!(store.prune(&keep, &in_use, 4, 4).unwrap(), 2);
-        let left = store.complete();
-        // Kept by name, by `current` and by a process; of the others the newest.
-        assert_eq!(left, [&all[0], &all[1], &all[2], &all[5]].map(Clone::clone));
-    }
-
-    #[test]
-    fn dependency_trees_are_pruned_by_count_and_never_while_used() {
-        let (_dir, store) = store();
-        let keys = ["1", "2", "3"].map(|digit| digit.repeat(64));
-        for key in &keys {
-            let staged = store.staging().join("x");
-            fs::create_dir(&staged).unwrap();
-            complete(&staged, &store.dependencies().join(key), &key).unwrap();
-        }
-        let foreign = store.dependencies().join("python");
-        fs::create_dir(&foreign).unwrap();
-        make(&store, 'a', Some(&keys[0]));
-        store.prune(&BTreeSet::new(), &BTreeSet::new(), 5, 1).unwrap();
-        assert!(store.dependencies().join(&keys[0]).exists());
-        assert!(!store.dependencies().join(&keys[1]).exists());
-        assert!(!store.dependencies().join(&keys[2]).exists());
-        assert!(foreign.exists(), "it is no tree of ours");
     }
 
     #[test]

@@ -59,6 +59,12 @@ pub enum FetchError {
         /// The allowed branch.
         branch: String,
     },
+    /// The origin has no such branch.
+    #[error("the origin has no branch {branch}")]
+    NoBranch {
+        /// The branch.
+        branch: String,
+    },
     /// The id is that of something else.
     #[error("{} is a {kind}, not a commit", revision.short())]
     NoCommit {
@@ -128,7 +134,7 @@ impl FetchError {
 
     /// Is it the address's doing, so that another one may do better? One that lags behind does not have
     /// the commit yet.
-    fn is_of_place(&self) -> bool {
+    pub(super) fn is_of_place(&self) -> bool {
         match self {
             FetchError::Transport(source) => source.is_of_place(),
             FetchError::NotFound { .. } | FetchError::OffBranch { .. } | FetchError::Git(_) => true,
@@ -151,6 +157,9 @@ impl FetchError {
             FetchError::NoCommit { kind, .. } => Some(format!(
                 "name a commit: `git rev-parse 'NAME^{{commit}}'` prints the one that a {kind} leads to"
             )),
+            FetchError::NoBranch { .. } => {
+                Some("correct git.branch, or push the branch".to_owned())
+            }
             FetchError::Sha256 { .. } => Some("use a SHA-1 repository".to_owned()),
             FetchError::Disk { .. } => Some("check its owner, its mount and its space".to_owned()),
             FetchError::Aside { dir, aside, .. } => Some(format!(

@@ -41,6 +41,23 @@ pub enum DiskError {
         /// What host config reserves.
         kept_mib: u64,
     },
+    /// What is never pruned takes more than the quota.
+    #[error(
+        "the {what} in need take {needed_mib} MiB{}: more than the {quota_mib} MiB of {key}",
+        due(*due_mib)
+    )]
+    Quota {
+        /// What of.
+        what: &'static str,
+        /// What those that are in need take.
+        needed_mib: u64,
+        /// What the next one would take, as far as that is known.
+        due_mib: u64,
+        /// The quota.
+        quota_mib: u64,
+        /// Its name in host config.
+        key: &'static str,
+    },
     /// Too few inodes.
     #[error("{} has {free} inodes free; {needed} are needed", path.display())]
     Inodes {
@@ -114,6 +131,10 @@ impl DiskError {
             DiskError::Space { .. } | DiskError::Inodes { .. } => {
                 Some("free some space, or lower keep.releases or keep.free_mib".to_owned())
             }
+            DiskError::Quota { key, .. } => Some(format!(
+                "raise {key} in host config and restart the agent, or make releases smaller: what \
+                 serves, and what it would go back to, is never removed"
+            )),
             DiskError::Foreign { dir, .. } => Some(format!(
                 "name an empty directory as `dir` in host config, or move {} away once: what is \
                  not Towline's would be removed",
@@ -134,6 +155,11 @@ impl DiskError {
             DiskError::Newer { .. } => Some("install that agent again, or a newer one".to_owned()),
         }
     }
+}
+
+/// What the next one takes, where that is known.
+fn due(mib: u64) -> String {
+    if mib == 0 { String::new() } else { format!(", and the next one {mib} MiB") }
 }
 
 /// Turns an I/O error into one that says what was attempted, on what.

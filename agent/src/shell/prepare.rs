@@ -23,13 +23,14 @@ use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
 use super::{Tools, activate};
-use crate::config::Keep;
+use crate::config::{Forbidden, Keep};
 use crate::dependencies::{self, InstallError, Outputs};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::journal::Release;
 use crate::machine::Outcome;
-use crate::release::{Barrier, DiskError, Marker, Store, failed, make_shared, remove_tree};
+use crate::manager;
+use crate::release::{Barrier, DiskError, Marker, Needed, Store, failed, make_shared, remove_tree};
 use crate::shown;
 
 /// How many lines of a failed command's output are logged, of its beginning and of its end.
@@ -49,6 +50,8 @@ pub(super) enum PrepareError {
     Recipe { revision: Revision, path: String, source: RecipeError },
     #[error("{} has no recipe {path}", revision.short())]
     NoRecipe { revision: Revision, path: String },
+    #[error("the recipe of {} is refused", revision.short())]
+    Forbidden { revision: Revision, source: Forbidden },
     #[error("the recipe {path} of {} is not UTF-8", revision.short())]
     NotText { revision: Revision, path: String },
     #[error("{path} is in the repository, and shared.dirs names it too")]
@@ -71,6 +74,7 @@ impl PrepareError {
             PrepareError::Tree { source, .. } if source.is_refusal() => Cause::Refused,
             PrepareError::Recipe { .. }
             | PrepareError::NoRecipe { .. }
+            | PrepareError::Forbidden { .. }
             | PrepareError::NotText { .. }
             | PrepareError::SharedInTree { .. } => Cause::Refused,
             PrepareError::Install(source) if source.is_refusal() => Cause::Refused,
@@ -91,9 +95,11 @@ impl PrepareError {
             PrepareError::Recipe { .. } => Some(
                 "correct it, check it with `towline-agent check`, release the new commit".into(),
             ),
-            PrepareError::NoRecipe { path, .. } => {
-                Some(format!("add {path} to the repository, or name another as git.recipe"))
-            }
+            PrepareError::NoRecipe { path, .. } => Some(format!(
+                "add {path} to the repository, or name another as git.recipe, or one on the host \
+                     as default_recipe"
+            )),
+            PrepareError::Forbidden { source, .. } => Some(source.hint()),
             PrepareError::NotText { .. } => Some("save it as UTF-8".to_owned()),
             PrepareError::SharedInTree { path } => {
                 Some(format!("remove it from the repository: git rm -r {path}"))
@@ -128,20 +134,21 @@ impl PrepareError {
     }
 }
 
-/// Makes the release of `revision`; the cause of a failure is logged here, once.
+/// A failure that was told: which step it was, and all that a status has room for.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) cause: Cause,
+    pub(crate) detail: String,
+}
+
+/// Makes the release of `revision`, and looks whether a swap to it could begin.
 pub(super) async fn prepare(
     tools: Rc<Tools>,
     revision: Revision,
     unless_like: Option<Revision>,
     stop: CancellationToken,
 ) -> Outcome {
-    let work = Work { tools: &tools, revision: &revision, stop: &stop };
-    let outcome = work.prepare(unless_like).await;
-    // Whatever was left half done is of no use to the next attempt.
-    if let Err(error) = clear_staging(&tools).await {
-        warn!(error = error::chain(&error), "could not clear the staging area");
-    }
-    match outcome {
+    match make(&tools, &revision, unless_like, &stop).await {
         Ok(true) => Outcome::Prepared { alike: true },
         Ok(false) => {
             match activate::check_way(&tools, &Release::Own(revision.clone()), &stop).await {
@@ -154,22 +161,39 @@ pub(super) async fn prepare(
                 }
             }
         }
-        Err(error) => {
-            if !stop.is_cancelled() {
-                let output = error.output();
-                tools.saying.part("install", output.unwrap_or_default());
-                let output = output.map(|text| shown::ends(text, OUTPUT_LINES));
-                warn!(
-                    %revision,
-                    error = error::chain(&error),
-                    hint = error.hint(),
-                    output,
-                    "prepare failed; nothing live was touched"
-                );
-            }
-            Outcome::Failed(error.cause(), error.detail())
-        }
+        Err(Failed { cause, detail }) => Outcome::Failed(cause, detail),
     }
+}
+
+/// Makes the release of `revision`, unless the live one is alike; returns whether it is. The cause of a
+/// failure is logged here, once.
+pub(crate) async fn make(
+    tools: &Tools,
+    revision: &Revision,
+    unless_like: Option<Revision>,
+    stop: &CancellationToken,
+) -> Result<bool, Failed> {
+    let work = Work { tools, revision, stop };
+    let outcome = work.prepare(unless_like).await;
+    // Whatever was left half done is of no use to the next attempt.
+    if let Err(error) = clear_staging(tools).await {
+        warn!(error = error::chain(&error), "could not clear the staging area");
+    }
+    outcome.map_err(|error| {
+        if !stop.is_cancelled() {
+            let output = error.output();
+            tools.saying.part("install", output.unwrap_or_default());
+            let output = output.map(|text| shown::ends(text, OUTPUT_LINES));
+            warn!(
+                %revision,
+                error = error::chain(&error),
+                hint = error.hint(),
+                output,
+                "prepare failed; nothing live was touched"
+            );
+        }
+        Failed { cause: error.cause(), detail: error.detail() }
+    })
 }
 
 async fn clear_staging(tools: &Tools) -> Result<(), PrepareError> {
@@ -188,7 +212,7 @@ impl Work<'_> {
     async fn prepare(&self, unless_like: Option<Revision>) -> Result<bool, PrepareError> {
         let store = &self.tools.store;
         if let Some(marker) = store.marker(self.revision) {
-            self.recipe(marker.recipe.as_bytes())?;
+            self.recipe(&marker.recipe)?;
             let live = unless_like.filter(|live| live != self.revision);
             return Ok(live
                 .and_then(|live| store.marker(&live))
@@ -199,7 +223,7 @@ impl Work<'_> {
         self.fetch().await?;
         let fetch_ms = elapsed_ms(started);
         let (plan, text) = self.plan().await?;
-        let recipe = self.recipe(text.as_bytes())?;
+        let recipe = self.recipe(&text)?;
         let mut marker = Marker::new(self.revision.clone(), plan.subtree.clone(), text);
         let live = unless_like.and_then(|live| store.marker(&live));
         if live.is_some_and(|live| live.is_like(&marker)) {
@@ -210,6 +234,7 @@ impl Work<'_> {
             return Ok(true);
         }
         self.space(plan.bytes, plan.entries).await?;
+        self.quota(plan.bytes).await?;
         let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
         let staged = store.staging().join("release");
         let entries = plan.entries;
@@ -248,6 +273,17 @@ impl Work<'_> {
         Ok(checked.await??)
     }
 
+    /// Checks that the release fits beside those that are never pruned.
+    async fn quota(&self, bytes: u64) -> Result<(), PrepareError> {
+        let (store, due) = (self.tools.store.clone(), self.revision.clone());
+        let (kept, quota) = (self.tools.kept.borrow().clone(), self.tools.config.keep.quota());
+        let checked = spawn_blocking(move || {
+            let in_use = manager::releases_in_use(&store.releases());
+            store.check_quota(&Needed { kept, in_use }, &due, bytes, quota)
+        });
+        Ok(checked.await??)
+    }
+
     async fn fetch(&self) -> Result<(), PrepareError> {
         let (cache, origin) = (self.tools.store.git_cache(), Arc::clone(&self.tools.origin));
         let (revision, stop) = (self.revision.clone(), self.stop.clone());
@@ -282,6 +318,7 @@ impl Work<'_> {
     async fn plan(&self) -> Result<(Plan, String), PrepareError> {
         let (cache, path) = (self.tools.store.git_cache(), self.tools.config.git.recipe.clone());
         let (revision, limits) = (self.revision.clone(), self.tools.limits());
+        let default = self.tools.default_recipe.clone();
         let read = spawn_blocking(move || {
             let dir = cache;
             let tree = |source| tree_failed(&dir, &revision, source);
@@ -291,11 +328,14 @@ impl Work<'_> {
                 source,
             })?;
             let bytes = cache.file(&revision, &path, SIZE_BYTES_MAX).map_err(tree)?;
-            let Some(bytes) = bytes else {
-                return Err(PrepareError::NoRecipe { revision: revision.clone(), path });
-            };
-            let Ok(text) = String::from_utf8(bytes) else {
-                return Err(PrepareError::NotText { revision: revision.clone(), path });
+            let text = match (bytes.map(String::from_utf8), default) {
+                (Some(Ok(text)), _) | (None, Some(text)) => text,
+                (Some(Err(_)), _) => {
+                    return Err(PrepareError::NotText { revision: revision.clone(), path });
+                }
+                (None, None) => {
+                    return Err(PrepareError::NoRecipe { revision: revision.clone(), path });
+                }
             };
             let recipe = Recipe::parse(&text).map_err(|source| PrepareError::Recipe {
                 revision: revision.clone(),
@@ -312,13 +352,17 @@ impl Work<'_> {
         read.await?
     }
 
-    fn recipe(&self, bytes: &[u8]) -> Result<Recipe, PrepareError> {
-        let text = String::from_utf8_lossy(bytes);
-        Recipe::parse(&text).map_err(|source| PrepareError::Recipe {
-            revision: self.revision.clone(),
+    /// Reads a recipe, which may use what host config allows.
+    fn recipe(&self, text: &str) -> Result<Recipe, PrepareError> {
+        let revision = || self.revision.clone();
+        let recipe = Recipe::parse(text).map_err(|source| PrepareError::Recipe {
+            revision: revision(),
             path: self.tools.config.git.recipe.clone(),
             source,
-        })
+        })?;
+        let allowed = self.tools.config.allow.check(&recipe);
+        allowed.map_err(|source| PrepareError::Forbidden { revision: revision(), source })?;
+        Ok(recipe)
     }
 
     async fn write(&self, plan: Plan, staged: &Path) -> Result<(), PrepareError> {

@@ -38,7 +38,7 @@ pub(super) fn bound(tools: &Tools) {
 
 /// From here on the app's log tells of another activation.
 pub(super) fn mark(tools: &Tools) {
-    tools.saying.mark(&tools.store.app_log(), super::seconds_now());
+    tools.saying.mark(&tools.store.app_log(), crate::status::seconds_now());
 }
 
 /// Keeps what the app has printed since the last activation, to be reported, and returns its end.

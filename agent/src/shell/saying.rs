@@ -76,12 +76,13 @@ impl Saying {
         self.since_s.get()
     }
 
-    pub(super) fn take_note(&self) -> Option<String> {
+    /// Returns how the step went.
+    pub(crate) fn take_note(&self) -> Option<String> {
         self.note.take()
     }
 
     /// Returns what was said of a failure.
-    pub(super) fn take_log(&self, revision: Revision, detail: &str) -> FailureLog {
+    pub(crate) fn take_log(&self, revision: Revision, detail: &str) -> FailureLog {
         let detail = shown::short_line(detail, DETAIL_CHARS_MAX);
         let mut parts = self.parts.take();
         let mut room = (LOG_BYTES_MAX - FRAME_BYTES).saturating_sub(written(&detail));
