@@ -24,10 +24,11 @@ use crate::origin::Repo;
 /// Started by its full path, which it insists on.
 const PROGRAM: &str = "/usr/sbin/sshd";
 
-/// What the server does with what it is asked for.
+/// What the server does with what it is asked for. Silence ends with the server's directory, and with
+/// nothing that a client does: a client that is not ended would be seen.
 const COMMAND: &str = r#"#!/bin/sh
 case $(cat "${0%/*}/fault") in
-mute) exec cat >/dev/null ;;
+mute) while [ -e "${0%/*}/fault" ]; do sleep 0.2; done ;;
 flood) exec yes "$(printf '003faaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa refs/heads/branch')" ;;
 esac
 exec sh -c "$SSH_ORIGINAL_COMMAND"
