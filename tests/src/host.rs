@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use towline_agent::process::CgroupHome;
 
 use crate::app;
 
@@ -488,6 +489,21 @@ impl Drop for Host {
             drop(agent.wait());
         }
         self.kill_app();
+        remove_cgroups();
+    }
+}
+
+/// Removes the cgroups of agents that nobody starts again: empty ones, and none that is just being used.
+fn remove_cgroups() {
+    const AGE: Duration = Duration::from_secs(60);
+    let Some(home) = CgroupHome::find() else { return };
+    for entry in fs::read_dir(home.dir()).into_iter().flatten().flatten() {
+        let made = entry.metadata().and_then(|meta| meta.modified());
+        let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > AGE));
+        if is_old && entry.file_name().to_string_lossy().starts_with("towline.") {
+            // Refused where somebody is in it.
+            fs::remove_dir(entry.path()).ok();
+        }
     }
 }
 

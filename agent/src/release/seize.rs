@@ -38,6 +38,11 @@ const MODE: Mode = Mode::from_raw_mode(0o755);
 /// nothing where the agent is not root.
 ///
 /// The parent of `tree` must be root's. Files keep their owners; what others have open of them stays so.
+///
+/// # Errors
+///
+/// Also where a file is another user's than its folder is, and not for everybody to read: where links to the
+/// files of others may be made, root would read it out for whoever made one.
 pub(crate) fn seize(tree: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -52,6 +57,7 @@ fn seize_below(parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> io::Result<
         Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
+    let owner = fstat(&dir)?.st_uid;
     fchown(&dir, Some(Uid::ROOT), Some(Gid::ROOT))?;
     fchmod(&dir, MODE)?;
     if depth >= DEPTH_MAX {
@@ -61,12 +67,28 @@ fn seize_below(parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> io::Result<
     for entry in Dir::read_from(&dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        let may_be_dir = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
-        if may_be_dir && !matches!(name, b"." | b"..") {
+        let kind = entry.file_type();
+        if matches!(name, b"." | b"..") {
+            continue;
+        }
+        if matches!(kind, FileType::Directory | FileType::Unknown) {
             seize_below(dir.as_fd(), name, depth + 1)?;
+        }
+        // What is root's was seized before, or laid there by it.
+        if kind != FileType::Directory && owner != 0 && is_withheld(dir.as_fd(), name, owner)? {
+            let name = String::from_utf8_lossy(name);
+            let reason = format!("{name:?} is another user's, who does not let everybody read it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
         }
     }
     Ok(())
+}
+
+/// Is this a file that `owner` may perhaps not read?
+fn is_withheld(dir: BorrowedFd<'_>, name: &[u8], owner: u32) -> io::Result<bool> {
+    let found = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+    Ok(is_file && found.st_uid != owner && found.st_mode & 0o004 == 0)
 }
 
 /// Makes the directory `dir` below `shared`, and gives it to `owner`, a user and a group; folders on the
@@ -204,6 +226,14 @@ mod tests {
         for place in [&out, &out.join("c")] {
             assert_eq!(owner(place), (OTHER, 0o777), "{}", place.display());
         }
+        // A name of another's file, which its folder's owner need not be able to read.
+        chown(tree.join("a"), Some(OTHER), None).unwrap();
+        fs::set_permissions(tree.join("a/file"), fs::Permissions::from_mode(0o600)).unwrap();
+        let error = seize(&tree).unwrap_err().to_string();
+        assert!(error.contains(r#""file" is another user's"#), "{error}");
+        fs::set_permissions(tree.join("a/file"), fs::Permissions::from_mode(0o604)).unwrap();
+        chown(tree.join("a"), Some(OTHER), None).unwrap();
+        seize(&tree).unwrap();
         symlink(&out, dir.path().join("top")).unwrap();
         seize(&dir.path().join("top")).unwrap();
         assert_eq!(owner(&out), (OTHER, 0o777), "not even the tree itself");
