@@ -10,6 +10,7 @@ mod asked;
 mod bake;
 mod boot;
 mod bytes;
+mod doctor;
 mod failures;
 mod gates;
 mod host_config;

@@ -45,4 +45,14 @@ impl Origin {
             (Some(branch), _) => Err(FetchError::NoBranch { branch: branch.clone() }),
         }
     }
+
+    /// Returns what time it is there, as its answer has it; `None` where it tells none. No credential is
+    /// sent.
+    pub async fn date(&self) -> Option<String> {
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}/info/refs", url.path()));
+        url.set_query(Some("service=git-upload-pack"));
+        let answer = self.client.get(url).send().await.ok()?;
+        answer.headers().get("date")?.to_str().ok().map(str::to_owned)
+    }
 }
