@@ -11,6 +11,7 @@ mod bake;
 mod boot;
 mod bytes;
 mod caches;
+mod doctor;
 mod failures;
 mod gates;
 mod host_config;

@@ -231,9 +231,12 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
 type Parts = (Option<Account>, Origin, Option<String>);
 
 fn parts(config: &Config) -> Result<Parts, StartError> {
-    let account = account(config)?;
-    let origin = origin(config, true).map_err(StartError::Origin)?;
-    Ok((account, origin, default_recipe(config)?))
+    Ok((account(config)?, origin_of(config)?, default_recipe(config)?))
+}
+
+/// The origin, with its credential.
+pub(crate) fn origin_of(config: &Config) -> Result<Origin, StartError> {
+    origin(config, true).map_err(StartError::Origin)
 }
 
 fn assemble(
@@ -394,7 +397,7 @@ async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
 }
 
 /// Who recipes run as: never root.
-fn account(config: &Config) -> Result<Option<Account>, StartError> {
+pub(crate) fn account(config: &Config) -> Result<Option<Account>, StartError> {
     let own = Account::own().uid;
     let at = || config.path.clone();
     match &config.user {
@@ -420,7 +423,7 @@ pub fn doubts(config: &Config) -> Vec<String> {
 }
 
 /// Reads the recipe of revisions that have none, which must be one.
-fn default_recipe(config: &Config) -> Result<Option<String>, StartError> {
+pub(crate) fn default_recipe(config: &Config) -> Result<Option<String>, StartError> {
     let Some(path) = &config.default_recipe else { return Ok(None) };
     let path = || path.clone();
     let failed = |source| StartError::DefaultRecipeFile { path: path(), source };

@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod check;
 pub mod config;
 pub mod dependencies;
+pub mod doctor;
 pub mod error;
 pub mod git;
 pub mod health;

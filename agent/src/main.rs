@@ -20,7 +20,7 @@ use towline_agent::shell::{End, Until};
 use towline_agent::status::Seen;
 use towline_agent::systemd::Notify;
 use towline_agent::trial::{Trial, TrialError, Tried};
-use towline_agent::{bootstrap, check, error, git};
+use towline_agent::{bootstrap, check, doctor, error, git};
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe;
 use tracing_subscriber::EnvFilter;
@@ -106,6 +106,19 @@ enum Command {
         #[command(flatten)]
         work: Work,
     },
+    /// Say line by line how this host stands, and what to do where something is wrong.
+    ///
+    /// Permissions, space, user, units, clock, origin and coordinator are looked at; nothing is changed, and
+    /// an agent may run meanwhile. Exit codes: 0 nothing is wrong, though it may be doubtful; 1 something
+    /// is (FAIL); 2 wrong usage; 78 wrong configuration.
+    Doctor {
+        /// Host config, such as /etc/towline/web.toml.
+        #[arg(long, short)]
+        config: PathBuf,
+        /// Print one JSON object with a schema version.
+        #[arg(long)]
+        json: bool,
+    },
     /// Say line by line what is wrong with a repository's recipe and tree, or with host config.
     ///
     /// Exit 0 when all is valid, 1 otherwise.
@@ -151,6 +164,7 @@ fn main() -> ExitCode {
             try_out(trial, config.as_deref(), &pass_env, &variables)
         }
         Command::Bake { revision, work } => bake(&work, revision, &variables),
+        Command::Doctor { config, json } => examine(&config, json, &variables),
         Command::Check { dir, config } => check(dir, config.as_deref(), &variables),
     }
 }
@@ -339,6 +353,32 @@ fn try_out(
         }
         Ok(Err(error)) | Err(error) => complain(&error, None, FAILED),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's answer")]
+fn examine(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> ExitCode {
+    if let Err(code) = install_tls() {
+        return code;
+    }
+    git::initialise();
+    let config = match load(path, variables) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let found = match runtime() {
+        Ok(runtime) => {
+            let found = runtime.block_on(doctor::examine(&config));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            found
+        }
+        Err(error) => return complain(&error, None, FAILED),
+    };
+    if json {
+        println!("{:#}", found.json());
+    } else {
+        println!("{}", found.text());
+    }
+    if found.is_well() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's answer")]

@@ -79,6 +79,19 @@ impl Marker {
     }
 }
 
+/// What room there is.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// How much can be written.
+    pub free_bytes: u64,
+    /// How many files can be made; `None` where the file system makes inodes as they are needed.
+    pub free_inodes: Option<u64>,
+    /// What the smallest file takes.
+    pub block_bytes: u64,
+    /// Can nothing be written at all?
+    pub is_read_only: bool,
+}
+
 /// The app's directory, and what is where in it.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -271,6 +284,22 @@ impl Store {
         Ok(())
     }
 
+    /// Measures the file system.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not answer.
+    pub fn space(&self) -> Result<Space, DiskError> {
+        let stat = rustix::fs::statvfs(&self.dir)
+            .map_err(|error| failed("measure", &self.dir)(error.into()))?;
+        Ok(Space {
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+            block_bytes: stat.f_frsize,
+            is_read_only: stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+        })
+    }
+
     /// Checks that `bytes` and `entries` can be written and host config's reserve stays free.
     ///
     /// # Errors
@@ -279,22 +308,20 @@ impl Store {
     pub fn check_space(&self, bytes: u64, entries: u64, kept_mib: u64) -> Result<(), DiskError> {
         const MIB: u64 = 1 << 20;
         let path = self.dir.clone();
-        let stat = rustix::fs::statvfs(&self.dir)
-            .map_err(|error| failed("measure", &self.dir)(error.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let space = self.space()?;
+        let free = space.free_bytes;
         // A file takes whole blocks.
-        let needed = bytes.saturating_add(entries.saturating_mul(stat.f_frsize));
+        let needed = bytes.saturating_add(entries.saturating_mul(space.block_bytes));
         let due = needed.saturating_add(kept_mib.saturating_mul(MIB));
         if free < due {
             let (free_mib, needed_mib) = (free / MIB, needed.div_ceil(MIB));
             let missing_mib = (due - free).div_ceil(MIB);
             return Err(DiskError::Space { path, free_mib, missing_mib, needed_mib, kept_mib });
         }
-        // File systems that make inodes as they are needed report none at all.
-        if stat.f_files > 0 && stat.f_favail < entries {
-            return Err(DiskError::Inodes { path, free: stat.f_favail, needed: entries });
+        match space.free_inodes {
+            Some(free) if free < entries => Err(DiskError::Inodes { path, free, needed: entries }),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes a staged tree a complete release; it counts from the moment this returns.

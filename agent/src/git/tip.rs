@@ -10,7 +10,7 @@ use towline_protocol::ids::Revision;
 
 use super::cache::boxed;
 use super::fetch::FetchError;
-use super::origin::{Origin, Place};
+use super::origin::{Access, Origin, Place};
 use super::transport::{self, Room, Round};
 
 impl Origin {
@@ -66,5 +66,16 @@ impl Origin {
             (Some(_), Some(Ok(revision))) => Ok(Some(revision)),
             (Some(branch), _) => Err(FetchError::NoBranch { branch: branch.clone() }),
         }
+    }
+
+    /// Returns what time it is there, as the answer of its first address has it; `None` where that tells
+    /// none, as by ssh. No credential is sent.
+    pub async fn date(&self) -> Option<String> {
+        let Access::Http(access) = &self.places.first()?.access else { return None };
+        let mut url = access.url.clone();
+        url.set_path(&format!("{}/info/refs", url.path()));
+        url.set_query(Some("service=git-upload-pack"));
+        let answer = access.client.get(url).send().await.ok()?;
+        answer.headers().get("date")?.to_str().ok().map(str::to_owned)
     }
 }

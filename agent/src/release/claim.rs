@@ -40,7 +40,11 @@ fn stem(name: &str) -> &str {
 
 impl Store {
     /// Checks that what is here was made by Towline, as far as it would be removed or replaced.
-    pub(super) fn check_claim(&self) -> Result<(), DiskError> {
+    ///
+    /// # Errors
+    ///
+    /// It was made by another, or by a newer agent.
+    pub(crate) fn check_claim(&self) -> Result<(), DiskError> {
         self.check_current()?;
         self.check_markers()?;
         if fs::symlink_metadata(self.state()).is_ok() {
