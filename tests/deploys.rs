@@ -21,6 +21,7 @@ mod origins;
 mod restarts;
 mod serving;
 mod space;
+mod stacks;
 mod starts;
 mod stopping;
 mod trees;

@@ -24,7 +24,7 @@ use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, RunAs};
 use crate::release::state::{Leaving, boot_id};
 use crate::release::{DiskError, Store};
-use crate::shell::{Saying, Shell, Tools, answers, finder, look};
+use crate::shell::{Due, Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
@@ -191,6 +191,7 @@ pub async fn start(config: Config) -> Result<(Shell, Vec<Effect>), StartError> {
         before: RefCell::new(None),
         // A reload that the last run asked for may still be under way.
         is_unsettled: Cell::new(journal.swap.is_some()),
+        hooks: RefCell::new(Due::default()),
         saying: Saying::default(),
         is_lost: Cell::new(false),
     });
@@ -295,7 +296,9 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
 }
 
 async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
-    match look(tools, &finder(tools, recipe), release, &CancellationToken::new()).await {
+    // What has no manager serves for as long as `current` names it.
+    let Some(finder) = finder(tools, recipe) else { return true };
+    match look(tools, &finder, release, &CancellationToken::new()).await {
         Ok(Some(_)) => true,
         // Whoever has lost the pid file of an app that serves must not start another one.
         Ok(None) => answers(tools, recipe, release).await,

@@ -193,9 +193,14 @@ fn tracked(dir: &Path) -> Option<BTreeMap<String, String>> {
 fn tree(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
     let install = recipe.install.as_ref();
     let outputs = install.map_or(&[][..], |install| &install.outputs);
+    let built = recipe.build.as_ref().map_or(&[][..], |build| &build.outputs);
     programs(findings, recipe, tree);
-    let both = [("shared.dirs", &recipe.shared[..]), ("install.outputs", outputs)];
-    for (field, paths) in both {
+    let all = [
+        ("shared.dirs", &recipe.shared[..]),
+        ("install.outputs", outputs),
+        ("build.outputs", built),
+    ];
+    for (field, paths) in all {
         for path in paths.iter().map(RelativePath::as_str) {
             let item = Some(path);
             if tree.is_tracked(path) {
@@ -238,9 +243,22 @@ fn programs(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
         }
     };
     let install = recipe.install.as_ref();
-    let outputs = install.into_iter().flat_map(|install| &install.outputs);
-    let made: Vec<&RelativePath> = outputs.chain(&recipe.shared).collect();
-    look("manager.start", &recipe.manager.start, &made);
+    let outputs: Vec<&RelativePath> =
+        install.into_iter().flat_map(|install| &install.outputs).collect();
+    if let Some(build) = &recipe.build {
+        look("build.command", &build.command, &outputs);
+    }
+    let built = recipe.build.iter().flat_map(|build| &build.outputs);
+    let made: Vec<&RelativePath> = outputs.into_iter().chain(built).chain(&recipe.shared).collect();
+    let hooks = [("hooks.before", &recipe.hooks.before), ("hooks.after", &recipe.hooks.after)];
+    for (field, command) in hooks {
+        if let Some(command) = command {
+            look(field, command, &made);
+        }
+    }
+    if let Some(manager) = &recipe.manager {
+        look("manager.start", &manager.start, &made);
+    }
     let Some(install) = install else { return };
     look("install.command", &install.command, &[]);
     let program = install.command.program.as_str();

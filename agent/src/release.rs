@@ -55,8 +55,11 @@ pub struct Marker {
     pub recipe: String,
     /// The key of its dependency tree; `None` where the recipe has no install.
     pub dependencies: Option<String>,
-    /// What the recipe's runtime command printed.
+    /// What the recipe's runtime commands printed.
     pub runtime: Option<String>,
+    /// The key of what was built; `None` where the recipe has no build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
 }
 
 impl Marker {
@@ -64,7 +67,7 @@ impl Marker {
     #[must_use]
     pub fn new(revision: Revision, subtree: String, recipe: String) -> Self {
         let version = MARKER_VERSION;
-        Self { version, revision, subtree, recipe, dependencies: None, runtime: None }
+        Self { version, revision, subtree, recipe, dependencies: None, runtime: None, build: None }
     }
 
     /// Have both releases the same subtree and the same recipe?
@@ -366,8 +369,8 @@ impl Store {
     }
 
     /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those whose
-    /// names are in `in_use`, because a process lives there; then dependency trees beyond `trees`
-    /// that no release left uses.
+    /// names are in `in_use`, because a process lives there; then what was installed, and what was built,
+    /// beyond `trees` each, where no release left uses it, and no process.
     ///
     /// # Errors
     ///
@@ -394,26 +397,55 @@ impl Store {
             surplus -= 1;
             removed += 1;
         }
-        let left = self.complete();
-        let used: BTreeSet<String> =
-            left.iter().filter_map(|revision| self.marker(revision)?.dependencies).collect();
+        let left: Vec<Marker> =
+            self.complete().iter().filter_map(|revision| self.marker(revision)).collect();
+        let installed = left.iter().filter_map(|marker| marker.dependencies.clone()).collect();
+        let built = left.iter().filter_map(|marker| marker.build.clone()).collect();
+        removed += self.prune_trees(false, &installed, in_use, trees)?;
+        removed += self.prune_trees(true, &built, in_use, trees)?;
+        Ok(removed)
+    }
+
+    /// Removes trees beyond `count` that no release uses, oldest first; of those that were built, or of
+    /// those that were installed.
+    fn prune_trees(
+        &self,
+        built: bool,
+        used: &BTreeSet<String>,
+        in_use: &BTreeSet<String>,
+        count: usize,
+    ) -> Result<usize, DiskError> {
+        #[derive(Deserialize)]
+        struct Kind {
+            #[serde(default)]
+            built: bool,
+        }
+        let is_of_kind = |marker: &Path| {
+            let text = fs::read(marker).unwrap_or_default();
+            serde_json::from_slice(&text).map_or(!built, |kind: Kind| kind.built == built)
+        };
         let mut unused = Vec::new();
         let dir = self.dependencies();
         for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
             let path = entry.path();
-            let is_unused = |key: &str| claim::is_key(key) && !used.contains(key);
-            if path.is_dir() && entry.file_name().to_str().is_some_and(is_unused) {
-                let made = fs::metadata(marker_path(&path)).and_then(|meta| meta.modified()).ok();
+            let is_unused =
+                |key: &str| claim::is_key(key) && !used.contains(key) && !in_use.contains(key);
+            let marker = marker_path(&path);
+            if path.is_dir()
+                && entry.file_name().to_str().is_some_and(is_unused)
+                && is_of_kind(&marker)
+            {
+                let made = fs::metadata(marker).and_then(|meta| meta.modified()).ok();
                 unused.push((made, path));
             }
         }
         unused.sort();
-        let surplus = (used.len() + unused.len()).saturating_sub(trees);
-        for (_, path) in unused.into_iter().take(surplus) {
-            discard(&path)?;
-            removed += 1;
+        let surplus = (used.len() + unused.len()).saturating_sub(count);
+        let surplus = unused.iter().take(surplus);
+        for (_, path) in surplus.clone() {
+            discard(path)?;
         }
-        Ok(removed)
+        Ok(surplus.len())
     }
 }
 
@@ -429,6 +461,11 @@ pub(crate) fn complete(
     marker: &impl Serialize,
 ) -> Result<(), DiskError> {
     fs::rename(staged, place).map_err(failed("move a tree to", place))?;
+    mark(place, marker)
+}
+
+/// Writes the marker of a tree that is at its place, and whose bytes are durable.
+pub(crate) fn mark(place: &Path, marker: &impl Serialize) -> Result<(), DiskError> {
     let parent = place.parent().unwrap_or(place);
     durable::sync_dir(parent).map_err(failed("make durable", parent))?;
     let path = marker_path(place);

@@ -40,6 +40,7 @@ use crate::release::state::{Lock, Status};
 use crate::source::{Said, Source, Told};
 
 mod activate;
+mod hooks;
 mod place;
 mod prepare;
 mod printed;
@@ -48,6 +49,7 @@ mod saying;
 mod watch;
 
 pub(crate) use activate::look;
+pub(crate) use hooks::Due;
 pub(crate) use place::finder;
 pub(crate) use probe::answers;
 pub(crate) use saying::Saying;
@@ -67,6 +69,8 @@ pub struct Tools {
     pub(crate) before: RefCell<Option<manager::Snapshot>>,
     /// May a reload still be under way, of which nothing is known?
     pub(crate) is_unsettled: Cell<bool>,
+    /// The deploy that was activated, until the hook that follows its proof has run.
+    pub(crate) hooks: RefCell<Due>,
     /// What the task that runs has to tell people.
     pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
@@ -236,7 +240,9 @@ impl Shell {
         if let Some(note) = saying.take_note() {
             self.note = Some(note);
         }
-        let (Outcome::Failed(_, detail), Some(revision)) = (outcome, self.about.clone()) else {
+        let (Outcome::Failed(_, detail) | Outcome::Refused(detail), Some(revision)) =
+            (outcome, self.about.clone())
+        else {
             return;
         };
         let log = saying.take_log(revision, detail);
@@ -352,8 +358,8 @@ impl Shell {
                 };
                 Box::pin(std::future::ready(outcome))
             }
-            Task::Activate { to, from, how } => {
-                Box::pin(activate::activate(tools, to, from, how, own))
+            Task::Activate { to, from, how, is_deploy } => {
+                Box::pin(activate::activate(tools, to, from, how, is_deploy, own))
             }
             Task::Prove(release) => Box::pin(activate::prove(tools, release, own)),
             Task::Probe(release, window) => Box::pin(probe::probe(tools, release, window, own)),
@@ -428,7 +434,8 @@ impl Shell {
 }
 
 fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
-    let in_use = manager::releases_in_use(&store.releases());
+    let mut in_use = manager::releases_in_use(&store.releases());
+    in_use.extend(manager::trees_in_use(&store.dependencies()));
     match store.prune(keep, &in_use, limits.releases, limits.dependencies) {
         Ok(0) => {}
         Ok(removed) => info!(removed, "pruned"),
