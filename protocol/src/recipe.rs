@@ -309,6 +309,8 @@ pub enum RevisionAt {
     Json(String),
     /// A response header, such as `x-revision`.
     Header(String),
+    /// The whole body, as where the release's own revision file is served.
+    Body,
 }
 
 /// One thing that is wrong, or doubtful, in a recipe.
@@ -376,7 +378,8 @@ impl Recipe {
             warnings.push(format!(
                 "nothing shows which revision is served: let the app's health answer name it and \
                  add `revision = {{ json = \"/revision\" }}` or `{{ header = \"x-revision\" }}` to \
-                 [health]; until then {rest}"
+                 [health], or serve {REVISION_FILE} and probe it with `revision = \"body\"`; until then \
+                 {rest}"
             ));
         }
         let keeps = |manager: &Manager| !manager.restart_when.contains(&RestartWhen::Install);

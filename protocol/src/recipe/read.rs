@@ -247,6 +247,15 @@ impl Reader<'_> {
             self.problem(line, "health.revision", "only an http answer can name the revision");
             return None;
         }
+        if let Some(text) = value.get_ref().as_str() {
+            if text != "body" {
+                let message = format!(
+                    "{text:?} is not \"body\", {{ json = \"/revision\" }} or {{ header = \"x-revision\" }}"
+                );
+                self.problem(line, "health.revision", message);
+            }
+            return (text == "body").then_some(Some(RevisionAt::Body));
+        }
         let place = self.table(table, "revision")?;
         let place = Table { name: "health.revision", ..place };
         self.only(place, &["json", "header"]);
@@ -405,6 +414,7 @@ mod tests {
         assert_eq!(recipe.hooks.after.unwrap().to_string(), "./bin/warm");
         assert_eq!(recipe.hooks.timeout, Duration::from_secs(60));
         assert_eq!(recipe.manager, None);
+        assert_eq!(recipe.health.revision, Some(RevisionAt::Body));
     }
 
     /// Each row replaces one piece of the least recipe and names the line and the field to blame.
@@ -447,6 +457,8 @@ mod tests {
                 "install.outputs",
             ),
             ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\nstart_s = -1", 7, "health.start_s"),
+            ("tcp = ", "http = \"http://a/\"\nrevision = \"header\"\n#", 7, "health.revision"),
+            ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\nrevision = \"body\"", 7, "health.revision"),
             ("[health]", "[install]\ncommand = [\"x\"]\n[health]", 5, "install.inputs"),
             ("[manager]", "surprise = 1\n[manager]", 1, "surprise"),
             ("[manager]", "manager = 1\n[other]", 1, "manager"),
