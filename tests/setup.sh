@@ -8,6 +8,8 @@ for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux; do
 done
 # The tests' clusters run it by this path: the first python3 of PATH may be another one.
 [ -x /usr/bin/python3 ] || missing="$missing python3"
+/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+[ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 if ! command -v cargo >/dev/null 2>&1; then
     echo 'no cargo: install a Rust toolchain first' >&2
     exit 1

@@ -16,16 +16,17 @@ const LOCK: &str = r#"{
   }
 }"#;
 
-/// Both paths are logical ones, so that new workers follow `current`.
+/// Both paths are logical ones, so that new workers follow `current`. Deploys follow one another within
+/// seconds here, which it would take for a crash loop.
 const FOLLOWS: &str = "const cluster = require('cluster');\nrequire('fs').writeFileSync('run/app.pid', \
                        String(process.pid));\ncluster.setupPrimary({ cwd: process.env.PWD });\n\
                        require('cluster-master')({ exec: process.env.PWD + '/server.js', size: 2, repl: \
-                       false });\n";
+                       false, minRestartAge: 100 });\n";
 
 /// As its own documentation has it: workers for ever of the release in which it was born.
 const KEEPS: &str = "require('fs').writeFileSync('run/app.pid', \
                      String(process.pid));\nrequire('cluster-master')({ exec: 'server.js', size: 2, repl: \
-                     false });\n";
+                     false, minRestartAge: 100 });\n";
 
 fn server(status: u16) -> String {
     format!(
