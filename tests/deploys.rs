@@ -29,6 +29,7 @@ mod restarts;
 mod serving;
 mod space;
 mod ssh;
+mod stacks;
 mod starts;
 mod stopping;
 mod trees;

@@ -13,6 +13,8 @@ done
 [ -x /usr/bin/python3 ] || missing="$missing python3"
 # Outside of PATH for all but root.
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+[ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 if ! command -v cargo >/dev/null 2>&1; then
     echo 'no cargo: install a Rust toolchain first' >&2
     exit 1

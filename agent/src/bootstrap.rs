@@ -25,7 +25,7 @@ use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, CgroupHome, RunAs};
 use crate::release::state::{Leaving, Lock, boot_id};
 use crate::release::{DiskError, Store};
-use crate::shell::{Saying, Shell, Tools, answers, finder, look};
+use crate::shell::{Due, Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
@@ -256,6 +256,7 @@ fn assemble(
         run_as: RunAs { account, environment, tag, cgroups, grace: process::GRACE },
         before: RefCell::new(None),
         is_unsettled: Cell::new(false),
+        hooks: RefCell::new(Due::default()),
         notify: Notify::default(),
         saying: Saying::default(),
         is_lost: Cell::new(false),
@@ -383,7 +384,9 @@ pub(crate) async fn survey(tools: &Tools) -> Result<Found, StartError> {
 }
 
 async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
-    match look(tools, &finder(tools, recipe), release, &CancellationToken::new()).await {
+    // What has no manager serves for as long as `current` names it.
+    let Some(finder) = finder(tools, recipe) else { return true };
+    match look(tools, &finder, release, &CancellationToken::new()).await {
         Ok(Some(_)) => true,
         // Whoever has lost the pid file of an app that serves must not start another one.
         Ok(None) => answers(tools, recipe, release).await,

@@ -198,9 +198,14 @@ fn tracked(dir: &Path) -> Option<BTreeMap<String, String>> {
 fn tree(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
     let install = recipe.install.as_ref();
     let outputs = install.map_or(&[][..], |install| &install.outputs);
+    let built = recipe.build.as_ref().map_or(&[][..], |build| &build.outputs);
     programs(findings, recipe, tree);
-    let both = [("shared.dirs", &recipe.shared[..]), ("install.outputs", outputs)];
-    for (field, paths) in both {
+    let all = [
+        ("shared.dirs", &recipe.shared[..]),
+        ("install.outputs", outputs),
+        ("build.outputs", built),
+    ];
+    for (field, paths) in all {
         for path in paths.iter().map(RelativePath::as_str) {
             let item = Some(path);
             if tree.is_tracked(path) {
@@ -243,9 +248,21 @@ fn programs(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
         }
     };
     let install = recipe.install.as_ref();
-    let outputs = install.into_iter().flat_map(|install| &install.outputs);
-    let made: Vec<&RelativePath> = outputs.chain(&recipe.shared).collect();
-    if let Some(start) = &recipe.manager.start {
+    let outputs: Vec<&RelativePath> =
+        install.into_iter().flat_map(|install| &install.outputs).collect();
+    if let Some(build) = &recipe.build {
+        look("build.command", &build.command, &outputs);
+    }
+    let built = recipe.build.iter().flat_map(|build| &build.outputs);
+    let made: Vec<&RelativePath> = outputs.into_iter().chain(built).chain(&recipe.shared).collect();
+    let hooks = [("hooks.before", &recipe.hooks.before), ("hooks.after", &recipe.hooks.after)];
+    for (field, command) in hooks {
+        if let Some(command) = command {
+            look(field, command, &made);
+        }
+    }
+    let start = recipe.manager.as_ref().and_then(|manager| manager.start.as_ref());
+    if let Some(start) = start {
         look("manager.start", start, &made);
     }
     let Some(install) = install else { return };

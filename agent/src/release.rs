@@ -60,8 +60,11 @@ pub struct Marker {
     pub recipe: String,
     /// The key of its dependency tree; `None` where the recipe has no install.
     pub dependencies: Option<String>,
-    /// What the recipe's runtime command printed.
+    /// What the recipe's runtime commands printed.
     pub runtime: Option<String>,
+    /// The key of what was built; `None` where the recipe has no build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
 }
 
 impl Marker {
@@ -69,7 +72,7 @@ impl Marker {
     #[must_use]
     pub fn new(revision: Revision, subtree: String, recipe: String) -> Self {
         let version = MARKER_VERSION;
-        Self { version, revision, subtree, recipe, dependencies: None, runtime: None }
+        Self { version, revision, subtree, recipe, dependencies: None, runtime: None, build: None }
     }
 
     /// Have both releases the same subtree and the same recipe?
@@ -411,6 +414,11 @@ pub(crate) fn complete(
     marker: &impl Serialize,
 ) -> Result<(), DiskError> {
     fs::rename(staged, place).map_err(failed("move a tree to", place))?;
+    mark(place, marker)
+}
+
+/// Writes the marker of a tree that is at its place, and whose bytes are durable.
+pub(crate) fn mark(place: &Path, marker: &impl Serialize) -> Result<(), DiskError> {
     let parent = place.parent().unwrap_or(place);
     durable::sync_dir(parent).map_err(failed("make durable", parent))?;
     let path = marker_path(place);

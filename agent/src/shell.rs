@@ -42,6 +42,7 @@ use crate::status::{self, Socket};
 use crate::systemd::Notify;
 
 mod activate;
+mod hooks;
 mod place;
 mod prepare;
 mod printed;
@@ -51,6 +52,7 @@ mod unit;
 mod watch;
 
 pub(crate) use activate::look;
+pub(crate) use hooks::Due;
 pub(crate) use place::finder;
 pub(crate) use prepare::{Failed, make};
 pub(crate) use probe::answers;
@@ -73,6 +75,8 @@ pub struct Tools {
     pub(crate) is_unsettled: Cell<bool>,
     /// The manager that started the agent.
     pub(crate) notify: Notify,
+    /// The deploy that was activated, until the hook that follows its proof has run.
+    pub(crate) hooks: RefCell<Due>,
     /// What the task that runs has to tell people.
     pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
@@ -271,7 +275,9 @@ impl Shell {
         if let Some(note) = saying.take_note() {
             self.note = Some(note);
         }
-        let (Outcome::Failed(_, detail), Some(revision)) = (outcome, self.about.clone()) else {
+        let (Outcome::Failed(_, detail) | Outcome::Refused(detail), Some(revision)) =
+            (outcome, self.about.clone())
+        else {
             return;
         };
         let log = saying.take_log(revision, detail);
@@ -392,8 +398,8 @@ impl Shell {
                 };
                 Box::pin(std::future::ready(outcome))
             }
-            Task::Activate { to, from, how } => {
-                Box::pin(activate::activate(tools, to, from, how, own))
+            Task::Activate { to, from, how, is_deploy } => {
+                Box::pin(activate::activate(tools, to, from, how, is_deploy, own))
             }
             Task::Prove(release) => Box::pin(activate::prove(tools, release, own)),
             Task::Probe(release, window) => Box::pin(probe::probe(tools, release, window, own)),
@@ -482,7 +488,8 @@ impl Shell {
 
 /// Removes what is beyond host config's quotas, save what is kept or lived in. Blocks.
 pub(crate) fn prune(store: &Store, limits: &Keep, kept: BTreeSet<Revision>) {
-    let in_use = manager::releases_in_use(&store.releases());
+    let mut in_use = manager::releases_in_use(&store.releases());
+    in_use.extend(manager::trees_in_use(&store.dependencies()));
     match store.prune(&Needed { kept, in_use }, limits.quota()) {
         Ok(0) => {}
         Ok(removed) => info!(removed, "pruned"),

@@ -68,8 +68,12 @@ impl Allow {
     ///
     /// The first thing that it may not use.
     pub fn check(&self, recipe: &Recipe) -> Result<(), Forbidden> {
-        match recipe.manager.reload {
-            Reload::Signal(signal) if !self.permits_signal(signal) => Err(Forbidden {
+        if let Some(unit) = recipe.unit().filter(|unit| !self.permits_unit(unit)) {
+            let (field, list) = ("manager.unit", "allow.units");
+            return Err(Forbidden { field, name: unit.to_owned(), list });
+        }
+        match recipe.manager.as_ref().map(|manager| &manager.reload) {
+            Some(Reload::Signal(signal)) if !self.permits_signal(*signal) => Err(Forbidden {
                 field: "manager.reload",
                 name: signal.name().to_owned(),
                 list: "allow.signals",

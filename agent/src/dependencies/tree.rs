@@ -75,8 +75,8 @@ impl TreeFault {
         match self {
             TreeFault::Outside { .. } | TreeFault::Staging { .. } => Some(
                 "install with copies, not links; for Python: `python3 -m pip install --target \
-                 vendor -r requirements.txt`, and start with PYTHONPATH=vendor: a virtual \
-                 environment cannot be moved"
+                 vendor -r requirements.txt`, and start with PYTHONPATH=vendor; or, for a virtual \
+                 environment, which cannot be moved, place = \"by-key\" in [install]"
                     .to_owned(),
             ),
             TreeFault::Special { .. } | TreeFault::SetId { .. } => {
@@ -127,27 +127,11 @@ pub(super) fn contents(
     Ok(())
 }
 
-/// Copies an input into the directory that the command sees.
-pub(super) fn copy_input(
-    root: &Path,
-    input: &RelativePath,
-    work: &Path,
-    account: Option<&Account>,
-) -> Result<(), DiskError> {
-    let give = |path: &Path| match account {
-        Some(account) => lchown(path, Some(account.uid), Some(account.gid))
-            .map_err(failed("give to the app's user", path)),
-        None => Ok(()),
-    };
-    let parts: Vec<Component<'_>> = Path::new(input.as_str()).components().collect();
-    let mut dir = work.to_owned();
-    for part in &parts[..parts.len().saturating_sub(1)] {
-        dir.push(part);
-        match fs::create_dir(&dir) {
-            Ok(()) => give(&dir)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("create", &dir)(error)),
-        }
+/// Copies an input into the directory that the command sees; `.` is all of the tree.
+pub(super) fn copy_input(root: &Path, input: &RelativePath, work: &Path) -> Result<(), DiskError> {
+    if let Some(parent) = Path::new(input.as_str()).parent() {
+        let dir = work.join(parent);
+        fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
     }
     let mut pairs = vec![(root.join(input.as_str()), work.join(input.as_str()))];
     while let Some((from, to)) = pairs.pop() {
@@ -173,7 +157,31 @@ pub(super) fn copy_input(
         } else {
             fs::copy(&from, &to).map_err(failed("create", &to))?;
         }
-        give(&to)?;
+    }
+    Ok(())
+}
+
+/// Gives a tree that was laid out to the app's user; files that are shared with the store stay root's.
+///
+/// What lies in a folder is given before the folder: nothing is touched in one that is no longer ours.
+pub(super) fn give(tree: &Path, account: Option<&Account>) -> Result<(), DiskError> {
+    let Some(account) = account else { return Ok(()) };
+    let mut paths = vec![(tree.to_owned(), false)];
+    while let Some((path, is_emptied)) = paths.pop() {
+        let meta = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
+        if meta.is_dir() && !is_emptied {
+            paths.push((path.clone(), true));
+            for entry in fs::read_dir(&path).map_err(failed("read", &path))? {
+                paths.push((entry.map_err(failed("read", &path))?.path(), false));
+            }
+            continue;
+        }
+        // A copy has one name; a link to what is stored has that of the store as well.
+        if meta.is_file() && meta.nlink() > 1 {
+            continue;
+        }
+        lchown(&path, Some(account.uid), Some(account.gid))
+            .map_err(failed("give to the app's user", &path))?;
     }
     Ok(())
 }
@@ -188,10 +196,14 @@ fn go_on(stop: &CancellationToken) -> io::Result<()> {
 
 /// Checks an output below `root`, before it is moved out of `staging`. As root: once nobody else can
 /// change a name in it.
+///
+/// - `stays`: the app's directory, where it is not moved. It may then have absolute links: into itself, and
+///   to the system's programs.
 pub(super) fn check(
     root: &Path,
     output: &Path,
     staging: &Path,
+    stays: Option<&Path>,
     stop: &CancellationToken,
 ) -> Result<(), TreeFault> {
     seize(root).map_err(|source| TreeFault::Read { path: root.to_owned(), source })?;
@@ -208,7 +220,8 @@ pub(super) fn check(
             let target = fs::read_link(&path).map_err(read)?;
             let place = path.strip_prefix(root).unwrap_or(&path);
             let is_dir = |at: &Path| fs::symlink_metadata(root.join(at)).is_ok_and(|m| m.is_dir());
-            if links::judge(place, &target, is_dir).is_err() {
+            let is_fixed = || stays.is_some_and(|dir| is_fixed(&target, root, dir));
+            if links::judge(place, &target, is_dir).is_err() && !is_fixed() {
                 return Err(TreeFault::Outside { path, target });
             }
         } else if kind.is_dir() {
@@ -234,6 +247,27 @@ pub(super) fn check(
         }
     }
     Ok(())
+}
+
+/// Is this an absolute link that means the same for as long as the tree stays: into the tree, or to a
+/// program of the system, which nobody but root can write?
+fn is_fixed(target: &Path, root: &Path, dir: &Path) -> bool {
+    let is_plain = |rest: &Path| rest.components().all(|part| matches!(part, Component::Normal(_)));
+    // A program may know the place by the path that the kernel has for it.
+    let mut roots = [Some(root.to_owned()), root.canonicalize().ok()].into_iter().flatten();
+    if roots.any(|root| target.strip_prefix(root).is_ok_and(is_plain)) {
+        return true;
+    }
+    let Ok(real) = target.canonicalize().and_then(|real| Ok((fs::metadata(&real)?, real))) else {
+        return false;
+    };
+    let (meta, real) = real;
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    target.is_absolute()
+        && meta.is_file()
+        && meta.uid() == 0
+        && meta.mode() & 0o022 == 0
+        && !real.starts_with(dir)
 }
 
 /// Returns a file's first bytes: as many as the kernel looks at, and some more.
@@ -361,7 +395,7 @@ mod tests {
     use super::*;
 
     fn checked(root: &Path) -> Result<(), TreeFault> {
-        check(root, root, Path::new("/srv/web/staging"), &CancellationToken::new())
+        check(root, root, Path::new("/srv/web/staging"), None, &CancellationToken::new())
     }
 
     #[test]
@@ -412,6 +446,35 @@ mod tests {
         fs::remove_file(dir.path().join("a/b/out")).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
         assert!(matches!(checked(dir.path()), Err(TreeFault::Special { .. })));
+    }
+
+    #[test]
+    fn what_stays_may_lead_to_itself_and_to_programs_of_the_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("dependencies/key");
+        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::write(dir.path().join("own"), "x").unwrap();
+        let own = |path: &str| root.join(path).display().to_string();
+        let cases = [
+            ("itself", own("bin"), true),
+            ("a program", "/bin/sh".to_owned(), true),
+            ("out of itself", own("../../own"), false),
+            ("the app's directory", dir.path().join("own").display().to_string(), false),
+            ("a folder of the system", "/etc".to_owned(), false),
+            ("what others may write", "/dev/null".to_owned(), false),
+            ("nothing", "/no/such/program".to_owned(), false),
+            ("out, relative", "../../../own".to_owned(), false),
+        ];
+        for (rule, target, is_fine) in cases {
+            let link = root.join("link");
+            symlink(&target, &link).unwrap();
+            let stop = CancellationToken::new();
+            let staging = dir.path().join("staging");
+            let fixed = check(&root, &root, &staging, Some(dir.path()), &stop);
+            assert_eq!(fixed.is_ok(), is_fine, "{rule}: {fixed:?}");
+            assert!(checked(&root).is_err(), "{rule}: what is moved has none of them");
+            fs::remove_file(&link).unwrap();
+        }
     }
 
     #[test]

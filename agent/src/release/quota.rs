@@ -43,8 +43,16 @@ pub struct Quota {
 pub struct Needed {
     /// Those that the agent may have to go back to.
     pub kept: BTreeSet<Revision>,
-    /// The names of those that a process lives in.
+    /// The names of those that a process lives in, and the keys of such dependency trees.
     pub in_use: BTreeSet<String>,
+}
+
+/// A dependency tree.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tree {
+    key: String,
+    /// Was it built, and not installed?
+    is_built: bool,
 }
 
 /// What was measured, by a path below the app's directory.
@@ -133,8 +141,10 @@ impl Store {
             || live == Some(revision)
     }
 
-    fn key_of(&self, revision: &Revision) -> Option<String> {
-        self.marker(revision)?.dependencies
+    /// The keys of what was installed and of what was built for a release.
+    fn keys_of(&self, revision: &Revision) -> Vec<String> {
+        let marker = self.marker(revision);
+        marker.into_iter().flat_map(|own| [own.dependencies, own.build]).flatten().collect()
     }
 
     /// Removes complete releases beyond the quota, oldest first, and then dependency trees beyond it;
@@ -172,56 +182,87 @@ impl Store {
         }
         let left = self.complete();
         let used: BTreeSet<String> =
-            left.iter().filter_map(|revision| self.key_of(revision)).collect();
-        let mut unused = self.trees_besides(&used)?;
-        let mut count = used.len() + unused.len();
-        let unused_bytes = unused.iter().map(|key| measured.tree(key)).sum::<u64>();
+            left.iter().flat_map(|revision| self.keys_of(revision)).collect();
+        let mut unused = self.trees_besides(&used, needed)?;
+        let unused_bytes = unused.iter().map(|tree| measured.tree(&tree.key)).sum::<u64>();
         let mut bytes = used.iter().map(|key| measured.tree(key)).sum::<u64>() + unused_bytes;
         let is_over = |bytes: u64| bytes > quota.trees_mib.saturating_mul(MIB);
-        while count > quota.trees || is_over(bytes) {
-            let Some(key) = unused.pop() else { break };
-            bytes = bytes.saturating_sub(measured.tree(&key));
-            discard(&self.dependencies().join(&key))?;
-            count -= 1;
+        // What was installed and what was built are counted apart: one release may have both.
+        for is_built in [false, true] {
+            let of_kind = used.iter().filter(|key| self.is_built(key) == is_built).count();
+            let own = unused.iter().filter(|tree| tree.is_built == is_built).count();
+            for _ in quota.trees..of_kind + own {
+                let oldest = unused.iter().rposition(|tree| tree.is_built == is_built);
+                let Some(tree) = oldest.map(|oldest| unused.remove(oldest)) else { break };
+                bytes = bytes.saturating_sub(measured.tree(&tree.key));
+                discard(&self.dependencies().join(&tree.key))?;
+                removed += 1;
+            }
+        }
+        while is_over(bytes) {
+            let Some(tree) = unused.pop() else { break };
+            bytes = bytes.saturating_sub(measured.tree(&tree.key));
+            discard(&self.dependencies().join(&tree.key))?;
             removed += 1;
         }
-        // What is left is used: a release that nobody needs goes with its tree.
+        // What is left is used: a release that nobody needs goes with its trees.
         while is_over(bytes) {
             let Some(oldest) = spare.pop() else { break };
-            let Some(key) = self.key_of(oldest) else { continue };
-            let is_other = |other: &&Revision| *other != oldest && self.release(other).is_dir();
-            let mut others = left.iter().filter(is_other);
-            if others.any(|other| {
-                self.is_needed(needed, live.as_ref(), other)
-                    && self.key_of(other).as_ref() == Some(&key)
-            }) {
+            let is_held = |key: &String| {
+                let needs = |other: &&Revision| {
+                    self.is_needed(needed, live.as_ref(), other)
+                        && self.keys_of(other).contains(key)
+                };
+                needed.in_use.contains(key)
+                    || left.iter().filter(|other| *other != oldest).any(|other| needs(&other))
+            };
+            let keys = self.keys_of(oldest);
+            if keys.iter().all(is_held) {
                 continue;
             }
             discard(&self.release(oldest))?;
             removed += 1;
-            if !self.complete().iter().any(|other| self.key_of(other).as_ref() == Some(&key)) {
-                bytes = bytes.saturating_sub(measured.tree(&key));
-                discard(&self.dependencies().join(&key))?;
+            let others: BTreeSet<String> =
+                self.complete().iter().flat_map(|other| self.keys_of(other)).collect();
+            for key in keys.iter().filter(|key| !others.contains(*key) && !is_held(key)) {
+                bytes = bytes.saturating_sub(measured.tree(key));
+                discard(&self.dependencies().join(key))?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
 
-    /// The keys of all trees save these, the newest first.
-    fn trees_besides(&self, used: &BTreeSet<String>) -> Result<Vec<String>, DiskError> {
+    /// All trees save these and those that a process lives in, the newest first.
+    fn trees_besides(
+        &self,
+        used: &BTreeSet<String>,
+        needed: &Needed,
+    ) -> Result<Vec<Tree>, DiskError> {
         let mut unused = Vec::new();
         let dir = self.dependencies();
         for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
             let path = entry.path();
-            let name = entry.file_name().into_string().unwrap_or_default();
-            if path.is_dir() && claim::is_key(&name) && !used.contains(&name) {
+            let key = entry.file_name().into_string().unwrap_or_default();
+            let is_held = used.contains(&key) || needed.in_use.contains(&key);
+            if path.is_dir() && claim::is_key(&key) && !is_held {
                 let made = fs::metadata(marker_path(&path)).and_then(|meta| meta.modified()).ok();
-                unused.push((made, name));
+                unused.push((made, Tree { is_built: self.is_built(&key), key }));
             }
         }
         unused.sort();
-        Ok(unused.into_iter().rev().map(|(_, key)| key).collect())
+        Ok(unused.into_iter().rev().map(|(_, tree)| tree).collect())
+    }
+
+    /// Was the tree of this key built, and not installed?
+    fn is_built(&self, key: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Kind {
+            #[serde(default)]
+            built: bool,
+        }
+        let text = fs::read(marker_path(&self.dependencies().join(key))).unwrap_or_default();
+        serde_json::from_slice(&text).is_ok_and(|kind: Kind| kind.built)
     }
 
     /// Checks that `due`, which takes so many bytes, fits beside what is never pruned. Blocks.
@@ -242,7 +283,7 @@ impl Store {
         let held: Vec<Revision> =
             all.filter(|revision| self.is_needed(needed, live.as_ref(), revision)).collect();
         let releases: u64 = held.iter().map(|revision| measured.release(revision)).sum();
-        let keys: BTreeSet<String> = held.iter().filter_map(|held| self.key_of(held)).collect();
+        let keys: BTreeSet<String> = held.iter().flat_map(|held| self.keys_of(held)).collect();
         let trees: u64 = keys.iter().map(|key| measured.tree(key)).sum();
         measured.write();
         let check = |what, bytes: u64, due_bytes: u64, quota_mib: u64, key| {

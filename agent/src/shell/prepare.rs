@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   on disk? ─► in the cache? ─► fetch ─► recipe, tree ─► like the live one? ─► write ─► install
-//!       └──────────────────────────── complete ◄──────── link, share ◄───────────────────┘
+//!       └───────────────────── complete ◄── link, share ◄── build ◄──────────────────────┘
 //! ```
 //!
 //! Safe to call again after a crash: what was not complete is thrown away first.
@@ -18,13 +18,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{Recipe, RecipeError, SIZE_BYTES_MAX};
+use towline_protocol::recipe::{Build, Install, Recipe, RecipeError, SIZE_BYTES_MAX};
 use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
 use super::{Tools, activate};
 use crate::config::{Forbidden, Keep};
-use crate::dependencies::{self, InstallError, Outputs};
+use crate::dependencies::{self, InstallError, Key, Making, Outputs, Step};
 use crate::error;
 use crate::git::{Cache, FetchError, Plan, Room, TreeError};
 use crate::journal::Release;
@@ -43,7 +43,7 @@ const LINE_CHARS_MAX: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PrepareError {
     #[error("could not fetch {} from {url}", revision.short())]
-    Fetch { revision: Revision, url: String, source: FetchError },
+    Fetch { revision: Revision, url: String, source: Box<FetchError> },
     #[error("could not check out {}", revision.short())]
     Tree { revision: Revision, source: TreeError },
     #[error("{path} of {} is not valid", revision.short())]
@@ -78,9 +78,7 @@ impl PrepareError {
             | PrepareError::NotText { .. }
             | PrepareError::SharedInTree { .. } => Cause::Refused,
             PrepareError::Install(source) if source.is_refusal() => Cause::Refused,
-            PrepareError::Install(InstallError::Disk(_) | InstallError::Incomplete { .. }) => {
-                Cause::Disk
-            }
+            PrepareError::Install(source) if source.is_about_disk() => Cause::Disk,
             PrepareError::Install(_) => Cause::Install,
             PrepareError::Tree { .. } | PrepareError::Disk(_) | PrepareError::Thread(_) => {
                 Cause::Disk
@@ -114,9 +112,17 @@ impl PrepareError {
     fn output(&self) -> Option<&str> {
         match self {
             PrepareError::Install(
-                InstallError::Command(source) | InstallError::Runtime(source),
+                InstallError::Command { source, .. } | InstallError::Runtime(source),
             ) => source.log(),
             _ => None,
+        }
+    }
+
+    /// Whose output that is.
+    fn step(&self) -> Step {
+        match self {
+            PrepareError::Install(InstallError::Command { step, .. }) => *step,
+            _ => Step::Install,
         }
     }
 
@@ -182,7 +188,7 @@ pub(crate) async fn make(
     outcome.map_err(|error| {
         if !stop.is_cancelled() {
             let output = error.output();
-            tools.saying.part("install", output.unwrap_or_default());
+            tools.saying.part(error.step().as_str(), output.unwrap_or_default());
             let output = output.map(|text| shown::ends(text, OUTPUT_LINES));
             warn!(
                 %revision,
@@ -237,10 +243,14 @@ impl Work<'_> {
         self.quota(plan.bytes).await?;
         let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
         let staged = store.staging().join("release");
-        let entries = plan.entries;
+        let (bytes, entries) = (plan.bytes, plan.entries);
         self.write(plan, &staged).await?;
         let write_ms = elapsed_ms(started) - fetch_ms;
-        let install = self.dependencies(&recipe, &staged, &mut marker).await?;
+        if recipe.build.is_some() {
+            // A build runs in a copy.
+            self.space(bytes, entries).await?;
+        }
+        let (install, build) = self.make(&recipe, &staged, &mut marker).await?;
         self.share(&recipe, &staged)?;
         let release = marker.clone();
         let own = store.clone();
@@ -248,13 +258,14 @@ impl Work<'_> {
         let elapsed_ms = elapsed_ms(started);
         let revision = self.revision;
         let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+        let also = recipe.build.as_ref().map_or(String::new(), |_| format!(", build {build}"));
         self.tools.saying.note(format!(
-            "fetch {:.1} s, {entries} files written in {:.1} s, install {install}; prepared in {:.1} s",
+            "fetch {:.1} s, {entries} files written in {:.1} s, install {install}{also}; prepared in {:.1} s",
             seconds(fetch_ms),
             seconds(write_ms),
             seconds(elapsed_ms)
         ));
-        info!(%revision, entries, fetch_ms, write_ms, install, elapsed_ms, "prepared");
+        info!(%revision, entries, fetch_ms, write_ms, install, build, elapsed_ms, "prepared");
         Ok(false)
     }
 
@@ -308,7 +319,11 @@ impl Work<'_> {
         .await?;
         let url = self.tools.config.git.url.clone();
         let revision = self.revision.clone();
-        if fetched.map_err(|source| PrepareError::Fetch { revision, url, source })? {
+        if fetched.map_err(|source| PrepareError::Fetch {
+            revision,
+            url,
+            source: Box::new(source),
+        })? {
             warn!("the git cache was broken: it was set aside and cloned anew");
         }
         Ok(())
@@ -325,7 +340,7 @@ impl Work<'_> {
             let cache = Cache::open(&dir).map_err(|source| PrepareError::Fetch {
                 revision: revision.clone(),
                 url: "the cache".to_owned(),
-                source,
+                source: Box::new(source),
             })?;
             let bytes = cache.file(&revision, &path, SIZE_BYTES_MAX).map_err(tree)?;
             let text = match (bytes.map(String::from_utf8), default) {
@@ -344,7 +359,8 @@ impl Work<'_> {
             })?;
             let plan = cache.plan(&revision, &recipe.root, &limits).map_err(tree)?;
             let outputs = recipe.install.iter().flat_map(|install| &install.outputs);
-            for place in recipe.shared.iter().chain(outputs) {
+            let built = recipe.build.iter().flat_map(|build| &build.outputs);
+            for place in recipe.shared.iter().chain(outputs).chain(built) {
                 plan.check_way_to(place).map_err(tree)?;
             }
             Ok((plan, text))
@@ -372,7 +388,7 @@ impl Work<'_> {
             let opened = Cache::open(&cache).map_err(|source| PrepareError::Fetch {
                 revision: revision.clone(),
                 url: "the cache".to_owned(),
-                source,
+                source: Box::new(source),
             })?;
             let written = opened.write(&plan, &staged, &stop);
             written.map_err(|source| tree_failed(&cache, &revision, source))
@@ -380,34 +396,104 @@ impl Work<'_> {
         .await?
     }
 
-    /// Installs or reuses, and links; returns which of the two, for the log.
-    async fn dependencies(
+    /// Installs and builds, or reuses what was made before, and links it; returns which of the two, for
+    /// the log.
+    async fn make(
         &self,
         recipe: &Recipe,
         staged: &Path,
         marker: &mut Marker,
-    ) -> Result<&'static str, PrepareError> {
-        let Some(install) = &recipe.install else { return Ok("none") };
-        let (store, run_as) = (&self.tools.store, &self.tools.run_as);
-        let scratch: PathBuf = store.staging().join("install");
-        fs::create_dir(&scratch).map_err(failed("create", &scratch))?;
-        let key = dependencies::key(install, staged, &scratch, run_as, self.stop).await?;
-        let is_reused = dependencies::is_complete(store, &key);
-        let (store, install) = (store.clone(), install.clone());
-        let (is_sealed, stop) = (run_as.account.is_some(), self.stop.clone());
-        let outputs = Outputs { store, install, key: key.clone(), is_sealed, stop };
-        if !is_reused {
-            let (store, install) = (&outputs.store, &outputs.install);
-            let barrier =
-                dependencies::install(store, install, staged, &scratch, run_as, self.stop).await?;
-            let made = outputs.clone();
-            spawn_blocking(move || made.keep(&scratch, barrier)).await??;
+    ) -> Result<(&'static str, &'static str), PrepareError> {
+        let (mut install, mut build) = ("none", "none");
+        let (mut installed, mut built) = (None, None);
+        if let Some(table) = &recipe.install {
+            let (outputs, done) = self.install(table, staged).await?;
+            (installed, install) = (Some(outputs), done);
         }
-        let (tree, kept_mib) = (staged.to_owned(), self.tools.config.keep.free_mib);
-        spawn_blocking(move || outputs.link(&tree, kept_mib)).await??;
-        marker.dependencies = Some(key.digest);
-        marker.runtime = key.runtime;
-        Ok(if is_reused { "reused" } else { "installed" })
+        if let Some(table) = &recipe.build {
+            let (outputs, done) =
+                self.build(table, staged, &marker.subtree, installed.as_ref()).await?;
+            (built, build) = (Some(outputs), done);
+        }
+        let runtimes = [&installed, &built].into_iter().flatten();
+        let runtimes: Vec<&str> =
+            runtimes.filter_map(|outputs| outputs.key.runtime.as_deref()).collect();
+        marker.runtime = (!runtimes.is_empty()).then(|| runtimes.join("\n"));
+        marker.dependencies = installed.as_ref().map(|outputs| outputs.key.digest.clone());
+        marker.build = built.as_ref().map(|outputs| outputs.key.digest.clone());
+        for outputs in [installed, built].into_iter().flatten() {
+            let (tree, kept_mib) = (staged.to_owned(), self.tools.config.keep.free_mib);
+            spawn_blocking(move || outputs.link(&tree, kept_mib)).await??;
+        }
+        Ok((install, build))
+    }
+
+    async fn install(
+        &self,
+        install: &Install,
+        staged: &Path,
+    ) -> Result<(Outputs, &'static str), PrepareError> {
+        let (run_as, scratch) = (&self.tools.run_as, self.scratch("install")?);
+        let key = dependencies::key(install, staged, &scratch, run_as, self.stop).await?;
+        let outputs = self.outputs(Making::from(install), key);
+        if dependencies::is_complete(&outputs.store, &outputs.key) {
+            return Ok((outputs, "reused"));
+        }
+        outputs.check_free(staged)?;
+        let barrier = dependencies::lay_out_install(&outputs, install, staged, &scratch, run_as)?;
+        self.run(&outputs, scratch, barrier).await?;
+        Ok((outputs, "installed"))
+    }
+
+    async fn build(
+        &self,
+        build: &Build,
+        staged: &Path,
+        subtree: &str,
+        installed: Option<&Outputs>,
+    ) -> Result<(Outputs, &'static str), PrepareError> {
+        let (run_as, scratch) = (&self.tools.run_as, self.scratch("build")?);
+        let seen = installed.map(|installed| &installed.key);
+        let key =
+            dependencies::build_key(build, subtree, seen, &scratch, run_as, self.stop).await?;
+        let outputs = self.outputs(Making::from(build), key);
+        if dependencies::is_complete(&outputs.store, &outputs.key) {
+            return Ok((outputs, "reused"));
+        }
+        outputs.check_free(staged)?;
+        let (own, installed, run_as) = (outputs.clone(), installed.cloned(), run_as.clone());
+        let (tree, place) = (staged.to_owned(), scratch.clone());
+        let kept_mib = self.tools.config.keep.free_mib;
+        let laid_out = spawn_blocking(move || {
+            dependencies::lay_out_build(&own, installed.as_ref(), &tree, &place, &run_as, kept_mib)
+        });
+        let barrier = laid_out.await??;
+        self.run(&outputs, scratch, barrier).await?;
+        Ok((outputs, "built"))
+    }
+
+    /// Runs the command of what is to be made, and keeps what it made.
+    async fn run(
+        &self,
+        outputs: &Outputs,
+        scratch: PathBuf,
+        barrier: Barrier,
+    ) -> Result<(), PrepareError> {
+        dependencies::run(outputs, &scratch, &self.tools.run_as, self.stop).await?;
+        let made = outputs.clone();
+        Ok(spawn_blocking(move || made.keep(&scratch, barrier)).await??)
+    }
+
+    fn outputs(&self, making: Making, key: Key) -> Outputs {
+        let is_sealed = self.tools.run_as.account.is_some();
+        Outputs { store: self.tools.store.clone(), making, key, is_sealed, stop: self.stop.clone() }
+    }
+
+    /// Makes a directory of the staging area in which a command's own can be laid out.
+    fn scratch(&self, name: &str) -> Result<PathBuf, DiskError> {
+        let scratch = self.tools.store.staging().join(name);
+        fs::create_dir(&scratch).map_err(failed("create", &scratch))?;
+        Ok(scratch)
     }
 
     /// Puts links to what outlives releases into the staged one.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 
-use towline_protocol::recipe::{Find, Recipe};
+use towline_protocol::recipe::Recipe;
 use tracing::warn;
 
 use super::Tools;
@@ -43,7 +43,7 @@ pub(super) fn mark(tools: &Tools) {
 
 /// Keeps what the app has printed since the last activation, to be reported, and returns its end.
 pub(super) async fn keep(tools: &Tools, recipe: &Recipe) -> Option<String> {
-    let Find::Unit(unit) = &recipe.manager.find else {
+    let Some(unit) = recipe.unit() else {
         tools.saying.app(&tools.store.app_log());
         return end(tools);
     };
