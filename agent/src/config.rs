@@ -133,7 +133,8 @@ fn default_total_s() -> f64 {
 pub struct Keep {
     /// How many releases; 5 by default. Those in need are kept beyond it.
     pub releases: usize,
-    /// How many dependency trees; 4 by default. Those in need are kept beyond it.
+    /// How many dependency trees, and as many that were built; 4 by default. Those in need are kept beyond
+    /// it.
     pub dependencies: usize,
     /// How much space stays free; 2,048 MiB by default. Checked before the first write, and while a
     /// fetch goes on.
