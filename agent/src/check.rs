@@ -384,4 +384,25 @@ mod tests {
         let (said, valid) = check(dir.path());
         assert!(!valid && said.contains("towline.toml:4: manager.start: vendor/bin/gunicorn is"));
     }
+
+    #[test]
+    fn programs_of_builds_and_hooks_are_looked_for_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = "[build]\ncommand = [\"./bin/build\"]\noutputs = [\"dist\"]\n[hooks]\nbefore = \
+                      [\"bin/migrate\"]\nafter = [\"dist/warm\"]\n";
+        fs::write(dir.path().join("towline.toml"), format!("{tables}{RECIPE}")).unwrap();
+        let (said, valid) = check(dir.path());
+        assert!(!valid);
+        for told in [
+            "towline.toml:2: build.command: bin/build is not there",
+            "hooks.before: bin/migrate is",
+        ] {
+            assert!(said.contains(told), "{told} in {said}");
+        }
+        assert!(!said.contains("hooks.after"), "it is built: {said}");
+        let (_, health) = RECIPE.split_once("[health]").unwrap();
+        fs::write(dir.path().join("towline.toml"), format!("[health]{health}")).unwrap();
+        let (said, valid) = check(dir.path());
+        assert!(valid && said.contains("but that something is healthy"), "{said}");
+    }
 }

@@ -18,6 +18,7 @@ mod builds;
 mod cluster_master;
 mod hooks;
 mod nginx;
+mod pm2;
 mod python;
 mod site;
 

@@ -13,7 +13,8 @@ pub struct Keep {
     /// How much releases take together, without what they share with dependency trees; 5,120 MiB by
     /// default. Where those in need take more, nothing further is prepared.
     pub releases_mib: u64,
-    /// How many dependency trees; 4 by default. Those in need are kept beyond it.
+    /// How many dependency trees, and as many that were built; 4 by default. Those in need are kept beyond
+    /// it.
     pub dependencies: usize,
     /// How much dependency trees take together; 10,240 MiB by default: two are always in need, and the
     /// largest that are common have some 5 GiB.

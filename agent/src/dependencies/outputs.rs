@@ -292,4 +292,46 @@ mod tests {
         assert!(!error.is_refusal(), "nothing was learned about the tree: {error}");
         assert!(tree::seal(dir.path(), &outputs.stop).is_err());
     }
+
+    #[test]
+    fn by_its_key_a_tree_stays_where_it_was_made_and_nothing_lies_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outputs = outputs(dir.path());
+        outputs.making.place = Place::ByKey;
+        outputs.making.outputs =
+            vec![RelativePath::new("made").unwrap(), RelativePath::new("a/b").unwrap()];
+        let place = outputs.place();
+        assert_eq!(outputs.work(&outputs.store.staging()), place);
+        for path in ["made", "a/b", "a/c", "inputs"] {
+            fs::create_dir_all(place.join(path)).unwrap();
+            fs::write(place.join(path).join("x"), "x").unwrap();
+        }
+        symlink(place.join("made/x"), place.join("made/own")).unwrap();
+        let barrier = Barrier::open(outputs.store.dir()).unwrap();
+        outputs.keep(&outputs.store.staging(), barrier).unwrap();
+        assert!(release::marker_path(&place).exists());
+        let left = |path: &str| place.join(path).exists();
+        assert_eq!(["made/own", "a/b/x", "a/c", "inputs"].map(left), [true, true, false, false]);
+        let tree = outputs.store.staging().join("release");
+        fs::create_dir(&tree).unwrap();
+        outputs.link(&tree, u64::MAX >> 21).unwrap();
+        assert_eq!(fs::read_link(tree.join("a/b")).unwrap(), place.join("a/b"));
+
+        // Somebody has taken something out of it. Where a release leads to it, it is left.
+        fs::remove_file(place.join("a/b/x")).unwrap();
+        let revision: towline_protocol::ids::Revision = "a".repeat(40).parse().unwrap();
+        let mut marker = release::Marker::new(revision, "tree".to_owned(), "recipe".to_owned());
+        marker.dependencies = Some(outputs.key.digest.clone());
+        let barrier = Barrier::open(outputs.store.dir()).unwrap();
+        outputs.store.complete_release(&tree, &marker, barrier).unwrap();
+        let tree = outputs.store.staging().join("next");
+        fs::create_dir(&tree).unwrap();
+        let error = outputs.link(&tree, 0).unwrap_err();
+        assert!(matches!(error, InstallError::Broken { .. }) && place.exists(), "{error}");
+        fs::remove_file(release::marker_path(&outputs.store.release(&marker.revision))).unwrap();
+        let again = outputs.store.staging().join("again");
+        fs::create_dir(&again).unwrap();
+        let error = outputs.link(&again, 0).unwrap_err();
+        assert!(matches!(error, InstallError::Incomplete { .. }) && !place.exists(), "{error}");
+    }
 }

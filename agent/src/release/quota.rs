@@ -343,6 +343,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_built_and_what_was_installed_are_counted_apart_and_kept_while_a_process_lives_there()
+     {
+        let (_dir, store) = store();
+        let place = |digit: &str| store.dependencies().join(digit.repeat(64));
+        for (digit, marker) in [("1", "{}"), ("2", "{\"built\":true}"), ("3", "{\"built\":true}")] {
+            let staged = store.staging().join("x");
+            fs::create_dir(&staged).unwrap();
+            let marker: serde_json::Value = serde_json::from_str(marker).unwrap();
+            complete(&staged, &place(digit), &marker).unwrap();
+        }
+        let needed = Needed { in_use: BTreeSet::from(["3".repeat(64)]), ..keeping(&[]) };
+        store.prune(&needed, Quota { trees: 1, ..WIDE }).unwrap();
+        let left = ["1", "2", "3"].map(|digit| place(digit).exists());
+        assert_eq!(left, [true, true, true], "one of each may stay, and one is in use");
+        store.prune(&needed, Quota { trees: 0, ..WIDE }).unwrap();
+        assert_eq!(["1", "2", "3"].map(|digit| place(digit).exists()), [false, false, true]);
+    }
+
+    #[test]
     fn releases_are_pruned_by_size_oldest_first_and_never_what_is_needed() {
         let (_dir, store) = store();
         let all: Vec<Revision> =

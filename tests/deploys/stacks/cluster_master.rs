@@ -16,17 +16,22 @@ const LOCK: &str = r#"{
   }
 }"#;
 
-/// Both paths are logical ones, so that new workers follow `current`. Deploys follow one another within
-/// seconds here, which it would take for a crash loop.
-const FOLLOWS: &str = "const cluster = require('cluster');\nrequire('fs').writeFileSync('run/app.pid', \
-                       String(process.pid));\ncluster.setupPrimary({ cwd: process.env.PWD });\n\
-                       require('cluster-master')({ exec: process.env.PWD + '/server.js', size: 2, repl: \
-                       false, minRestartAge: 100 });\n";
+/// Both paths are logical ones, so that new workers follow `current`.
+const FOLLOWS: &str = "cluster.setupPrimary({ cwd: process.env.PWD });\nmaster({ ...options, exec: \
+                       process.env.PWD + '/server.js' });\n";
 
 /// As its own documentation has it: workers for ever of the release in which it was born.
-const KEEPS: &str = "require('fs').writeFileSync('run/app.pid', \
-                     String(process.pid));\nrequire('cluster-master')({ exec: 'server.js', size: 2, repl: \
-                     false, minRestartAge: 100 });\n";
+const KEEPS: &str = "master({ ...options, exec: 'server.js' });\n";
+
+/// Its own handler of SIGHUP breaks on node 10 and later. Deploys follow one another within seconds here,
+/// which it would take for a crash loop.
+fn master(rest: &str) -> String {
+    format!(
+        "const cluster = require('cluster');\nconst master = require('cluster-master');\n\
+         require('fs').writeFileSync('run/app.pid', String(process.pid));\nconst options = {{ size: 2, repl: \
+         false, signals: false, minRestartAge: 100 }};\n{rest}process.on('SIGHUP', () => master.restart());\n"
+    )
+}
 
 fn server(status: u16) -> String {
     format!(
@@ -37,7 +42,7 @@ fn server(status: u16) -> String {
     )
 }
 
-fn commit(world: &mut World, master: &str, status: u16) -> String {
+fn commit(world: &mut World, rest: &str, status: u16) -> String {
     let recipe = format!(
         "[install]\ncommand = [\"npm\", \"ci\", \"--no-audit\", \"--no-fund\"]\ninputs = \
          [\"package.json\", \"package-lock.json\"]\noutputs = [\"node_modules\"]\n[manager]\npid_file = \
@@ -49,7 +54,7 @@ fn commit(world: &mut World, master: &str, status: u16) -> String {
         ("towline.toml", &recipe),
         ("package.json", PACKAGE),
         ("package-lock.json", LOCK),
-        ("master.js", master),
+        ("master.js", &master(rest)),
         ("server.js", &server(status)),
     ])
 }

@@ -11,7 +11,7 @@ fn hooked(world: &World, before: &str, after: &str) -> impl Fn(&mut Files) + use
     move |files| {
         add(
             files,
-            "[hooks]\nbefore = [\"./bin/before\"]\nafter = [\"./bin/after\"]\ntimeout_s = 5",
+            "[hooks]\nbefore = [\"./bin/before\"]\nafter = [\"./bin/after\"]\ntimeout_s = 3",
         );
         let run = run.display();
         let tell = |name: &str, end: &str| {
@@ -80,7 +80,7 @@ fn a_hook_before_that_fails_rejects_the_revision_and_touches_nothing() {
     world.host.run();
     world.host.await_serving(&good);
     let workers = world.host.processes("server.js");
-    for (end, said) in [("echo no such table; exit 4", "no such table"), ("sleep 60", "within 5 s")]
+    for (end, said) in [("echo no such table; exit 4", "no such table"), ("sleep 60", "within 3 s")]
     {
         let edit = hooked(&world, end, "");
         let bad = world.commit_with(edit);

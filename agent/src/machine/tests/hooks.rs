@@ -2,15 +2,6 @@
 
 use super::*;
 
-/// A rule, and what it is about.
-type Row = (
-    &'static str,
-    &'static str,
-    &'static [&'static str],
-    &'static [&'static str],
-    &'static [&'static str],
-);
-
 #[test]
 fn a_hook_that_says_no_rejects_the_release_and_touches_nothing() {
     check_marked(&[
@@ -67,23 +58,32 @@ fn a_hook_that_says_no_rejects_the_release_and_touches_nothing() {
     ]);
 }
 
-/// Each row: how the instance was found, what happens, and the releases whose hooks were due.
+/// A rule in words; how the instance was found; what happens, and what then; the releases whose hooks are
+/// due.
+type Case = (
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static [&'static str],
+);
+
 #[test]
 fn hooks_are_due_for_deploys_alone() {
-    let deploy: &[&str] = &["served", "target 2 b", "prepared", "yes", "journalled"];
-    let cases: &[Row] = &[
-        ("a deploy", SERVES_A, deploy, &[], &["b"]),
+    const DEPLOY: &[&str] = &["served", "target 2 b", "prepared", "yes", "journalled"];
+    let cases: &[Case] = &[
+        ("a deploy", SERVES_A, DEPLOY, &[], &["b"]),
         (
             "not what is restored",
             SERVES_A,
-            deploy,
+            DEPLOY,
             &["activated", "replaced", "failed unhealthy"],
             &["b"],
         ),
         (
             "the restart that a reload came to: of the same deploy",
             SERVES_A,
-            deploy,
+            DEPLOY,
             &["activated", "failed prove"],
             &["b", "b"],
         ),
@@ -123,12 +123,12 @@ fn hooks_are_due_for_deploys_alone() {
             &["b"],
         ),
     ];
-    for (rule, found, first, then, expected) in cases {
+    for (rule, found, first, then, expected) in cases.iter().copied() {
         let (mut play, _) = Play::new(found);
-        for event in first.iter().chain(*then) {
+        for event in first.iter().chain(then) {
             play.step(event);
         }
-        assert_eq!(play.deploys, *expected, "{rule}");
+        assert_eq!(play.deploys, expected, "{rule}");
     }
 }
 
