@@ -225,13 +225,13 @@ fn swaps_by_the_apps_user_change_nothing_of_roots_and_have_nothing_of_it_read() 
         if *attack == "writer" {
             fs::write(&hold, "").unwrap();
         }
+        if *attack == "log" {
+            // Its log is emptied when the app is started, and told when that fails.
+            world.host.kill_app();
+        }
         let mut swapper = Swapper::start(attack, &root, &bait);
         for _ in 0..rounds() {
             number += 1;
-            if *attack == "log" {
-                // Its log is emptied when the app is started, and told when that fails.
-                world.host.kill_app();
-            }
             let revision = commit(&mut world, number);
             world.host.target(&revision);
             // Whatever comes of it, the app's own user did this to itself.
