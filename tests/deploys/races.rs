@@ -59,8 +59,11 @@ while True:
     elif attack == 'writer':
         if held is None:
             held = attempt(os.open, work + '/made/held', os.O_RDWR)
-            if held is not None: open(dir + '/shared/run/held', 'w').close()
-        elif os.fstat(held).st_uid == 0 or os.fstat(held).st_nlink == 0:
+            if held is not None:
+                before = set(os.listdir(dir + '/dependencies'))
+                open(dir + '/shared/run/held', 'w').close()
+        elif any(name.endswith('.json') for name in set(os.listdir(dir + '/dependencies')) - before):
+            # What was checked is in the store by now.
             attempt(os.pwrite, held, b'TAMPERED', 0)
     elif attack == 'shared':
         exchange(dir + '/shared/data/deep', bait)
@@ -180,7 +183,7 @@ fn commit(world: &mut World, number: usize) -> String {
              \"inputs\"]\noutputs = [\"made\"]\n\n[manager]"
         );
         amend(files, "towline.toml", "[manager]", &install);
-        let dirs = format!("dirs = [\"run\", \"data\", \"data/deep/x{number}\"]");
+        let dirs = format!("dirs = [\"run\", \"data/deep/x{number}\"]");
         amend(files, "towline.toml", "dirs = [\"run\"]", &dirs);
         amend(files, "towline.toml", "timeout_s = 8", "timeout_s = 3");
     })
@@ -211,11 +214,20 @@ fn swaps_by_the_apps_user_change_nothing_of_roots_and_have_nothing_of_it_read() 
     }
     fs::write(root.join("log/app.log"), "").unwrap();
     chown(root.join("log/app.log"), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    // Nobody is in the way of the first one: what is attacked is what is done.
+    let first = commit(&mut world, 0);
+    world.host.target(&first);
+    let (code, log) = world.host.once();
+    assert_eq!(code, 0, "{log}");
     let mut number = 0;
     for attack in ATTACKS {
         let hold = root.join("shared/run/hold");
         if *attack == "writer" {
             fs::write(&hold, "").unwrap();
+        }
+        if *attack == "log" {
+            // Its log is emptied when the app is started, and told when that fails.
+            world.host.kill_app();
         }
         let mut swapper = Swapper::start(attack, &root, &bait);
         for _ in 0..rounds() {
