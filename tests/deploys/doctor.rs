@@ -18,7 +18,10 @@ fn examine(host: &Host) -> (i32, Vec<Value>) {
     let said: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!(said["schema_version"], 1);
-    (output.status.code().unwrap_or(-1), said["findings"].as_array().unwrap().clone())
+    (
+        output.status.code().unwrap_or(-1),
+        said["findings"].as_array().expect("the test's own").clone(),
+    )
 }
 
 /// Asserts that all of this kind is at this level, and says these words, hint included.
@@ -166,14 +169,14 @@ fn what_cannot_be_reached_or_used_is_told_with_what_to_do() {
 /// A systemd that knows these units, in the words of `systemctl show`; first on the path.
 fn systemd(world: &mut World, script: &str) {
     let bin = world.host.config_file().with_file_name("bin");
-    fs::create_dir_all(&bin).unwrap();
+    fs::create_dir_all(&bin).expect("the test's own");
     let program = bin.join("systemctl");
     fs::write(
         &program,
         format!("#!/bin/sh\nfor unit; do :; done\ncase $unit in\n{script}\nesac\n"),
     )
-    .unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    .expect("the test's own");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("the test's own");
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     world.host.add_environment(vec![("PATH".to_owned(), path)]);
 }

@@ -15,8 +15,9 @@ const MIB: usize = 1 << 20;
 /// The recipe that the app has, as a file of the host's; commits no longer hold one.
 fn without_recipe(world: &mut World) -> (String, String) {
     let files = world.files();
-    let (_, recipe, _) = files.iter().find(|(path, _, _)| path == "towline.toml").unwrap();
-    let recipe = String::from_utf8(recipe.clone()).unwrap();
+    let (_, recipe, _) =
+        files.iter().find(|(path, _, _)| path == "towline.toml").expect("the test's own");
+    let recipe = String::from_utf8(recipe.clone()).expect("the test's own");
     let bare = world.commit_with(|files| files.retain(|(path, _, _)| path != "towline.toml"));
     (bare, recipe)
 }

@@ -20,8 +20,9 @@ struct Developer {
 impl Developer {
     fn new(edit: impl FnOnce(&mut Vec<(String, Vec<u8>, bool)>)) -> Self {
         let open = || {
-            let dir = tempfile::tempdir().unwrap();
-            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            let dir = tempfile::tempdir().expect("the test's own");
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))
+                .expect("the test's own");
             dir
         };
         let developer = Self { dir: open(), scratch: open() };
@@ -33,10 +34,10 @@ impl Developer {
         edit(&mut files);
         for (path, content, is_program) in &files {
             let place = developer.dir.path().join(path);
-            fs::create_dir_all(place.parent().unwrap()).unwrap();
-            fs::write(&place, content).unwrap();
+            fs::create_dir_all(place.parent().expect("the test's own")).expect("the test's own");
+            fs::write(&place, content).expect("the test's own");
             let mode = if *is_program { 0o755 } else { 0o644 };
-            fs::set_permissions(&place, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(&place, fs::Permissions::from_mode(mode)).expect("the test's own");
         }
         developer.git(&["init", "-q", "-b", "main"]);
         developer.git(&["add", "-A"]);
@@ -68,8 +69,10 @@ impl Developer {
 }
 
 fn names(dir: &Path) -> Vec<std::ffi::OsString> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .expect("the test's own")
+        .map(|entry| entry.expect("the test's own").file_name())
+        .collect();
     names.sort();
     names
 }
