@@ -115,3 +115,54 @@ impl Git {
         Ok(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Config;
+    use super::*;
+
+    fn parse(git: &str) -> Result<Git, ConfigError> {
+        let text = format!(
+            "group = \"web\"\ninstance = \"i-1\"\ndir = \"/srv/web\"\n[source]\nfile = \
+             \"/etc/towline/web.json\"\n[git]\nurl = \"https://git.example/web.git\"\n{git}"
+        );
+        let variables = [("CREDENTIALS_DIRECTORY".to_owned(), "/run/credentials/x".to_owned())];
+        Config::parse(Path::new("/etc/towline/web.toml"), &text, &variables.into())
+            .map(|config| config.git)
+    }
+
+    #[test]
+    fn a_mirror_has_what_is_said_of_it_and_nothing_of_the_others() {
+        let git = parse(
+            "credential = \"own\"\nca_file = \"/ca.pem\"\n[[git.mirrors]]\nurl = \"git@b:web.git\"\n\
+             [[git.mirrors]]\nurl = \"git@c:web.git\"\ncredential = \"c-key\"\nknown_hosts = \"/k\"\n",
+        );
+        let git = git.unwrap();
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(git.credential, path("/run/credentials/x/own"));
+        let [bare, full] = &git.mirrors[..] else { panic!("{:?}", git.mirrors) };
+        assert_eq!((&bare.credential, &bare.ca_file, &bare.known_hosts), (&None, &None, &None));
+        assert_eq!(full.credential, path("/run/credentials/x/c-key"));
+        assert_eq!((&full.ca_file, &full.known_hosts), (&None, &path("/k")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let mirror = "[[git.mirrors]]\nurl = \"git@b:web.git\"\n";
+        let cases = [
+            ("ca_file = \"ca.pem\"\n".to_owned(), "git.ca_file"),
+            ("known_hosts = \"known\"\n".to_owned(), "git.known_hosts"),
+            (format!("{mirror}ca_file = \"ca.pem\"\n"), "git.mirrors.ca_file"),
+            (format!("{mirror}known_hosts = \"known\"\n"), "git.mirrors.known_hosts"),
+            (format!("{mirror}branch = \"main\"\n"), "parse"),
+            (mirror.repeat(MIRRORS_MAX + 1), "git.mirrors"),
+        ];
+        for (text, blamed) in cases {
+            let error = parse(&text).unwrap_err();
+            assert!(error.to_string().contains(blamed), "{text}: {error}");
+        }
+        assert!(parse(&mirror.repeat(MIRRORS_MAX)).is_ok());
+    }
+}

@@ -282,7 +282,7 @@ impl Session {
         let lines = said.lines().filter(|line| line.chars().any(char::is_alphanumeric));
         let said = shown::short_line(&lines.collect::<Vec<_>>().join(" "), SAID_CHARS_MAX);
         let said = if said.is_empty() { "it said nothing".to_owned() } else { said };
-        TransportError::Ssh { url: self.url.clone(), end, said, advice }
+        TransportError::Ssh { url: self.url.clone(), end: format!("{end}: {said}"), advice }
     }
 
     fn fail(&mut self, error: TransportError) -> io::Error {

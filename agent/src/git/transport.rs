@@ -55,14 +55,12 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The ssh program ended before all was there.
-    #[error("could not fetch from {url}: ssh ended with {end}: {said}")]
+    #[error("could not fetch from {url}: ssh ended with {end}")]
     Ssh {
         /// The address.
         url: String,
-        /// How it ended.
+        /// How it ended, and what it and the server said, in one line.
         end: String,
-        /// What it and the server said, in one line.
-        said: String,
         /// The next thing for an operator to try.
         advice: Option<String>,
     },
