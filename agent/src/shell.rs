@@ -46,6 +46,7 @@ mod prepare;
 mod printed;
 mod probe;
 mod saying;
+mod settle;
 mod watch;
 
 pub(crate) use activate::look;
