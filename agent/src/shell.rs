@@ -48,6 +48,7 @@ mod prepare;
 mod printed;
 mod probe;
 mod saying;
+mod settle;
 mod unit;
 mod watch;
 

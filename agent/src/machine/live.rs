@@ -197,9 +197,11 @@ impl Machine {
     fn refused(&mut self, mut swap: Swap, detail: String, effects: &mut Vec<Effect>) {
         let before = self.before.take().filter(|(live, _)| live.is_running);
         let Some((live, owed)) = before else {
-            // A boot, or a swap that the last run has begun: what serves is not known. No order to restart
-            // was carried out.
-            (swap.restart, swap.ordered) = (self.journal.restart, self.journal.orders.restart);
+            // A boot, or a swap that the last run has begun: what serves is not known.
+            if swap.resumes == 0 {
+                // Nothing was started, and so no order to restart was carried out.
+                (swap.restart, swap.ordered) = (self.journal.restart, self.journal.orders.restart);
+            }
             return self.live_failed(swap, Cause::Activate, detail, effects);
         };
         self.live = live;

@@ -9,7 +9,7 @@
 //! ```
 
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use super::hooks;
 use super::place::{self, directory, finder, home, marker_of, recipe_of};
 use super::printed;
 use super::probe::answers;
+use super::settle::settle;
 use super::unit;
 use crate::error;
 use crate::journal::Release;
@@ -41,9 +42,6 @@ const COMES_BACK: Duration = Duration::from_millis(300);
 
 /// How long a manager may take to end where the release that replaces it has none.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// How long workers must hold still for a reload to count as over.
-const STILL: Duration = Duration::from_secs(1);
 
 /// How long a pid file that makes no sense may be one that is just written.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
@@ -618,25 +616,6 @@ async fn is_of_adopted(tools: &Tools, to: &Release, find: &Find, context: &Conte
     match manager::find(find, context).await {
         Ok(Finding::Running(process)) => manager::works_below(&process, &adopted.dir).await,
         _ => false,
-    }
-}
-
-/// Waits until the workers hold still, all of one release: another reload may be under way, and workers
-/// that take their time to start hold still in the middle of it.
-async fn settle(process: &Process, releases: &Path, timeout: Duration, stop: &CancellationToken) {
-    let deadline = Instant::now() + timeout;
-    let mut last = manager::workers(process).await;
-    let mut since = Instant::now();
-    while Instant::now() < deadline && !stop.is_cancelled() {
-        if since.elapsed() >= STILL && manager::are_of_one_release(process, releases).await {
-            return;
-        }
-        sleep(STILL / 10).await;
-        let now = manager::workers(process).await;
-        if now != last {
-            since = Instant::now();
-            last = now;
-        }
     }
 }
 

@@ -33,7 +33,8 @@ fn commit(world: &mut World, dependency: &str, app: &str, restart_when: &str) ->
 }
 
 fn dependency(world: &World) -> String {
-    let body: Value = serde_json::from_str(&world.get("/healthz").expect("it answers")).unwrap();
+    let body: Value =
+        serde_json::from_str(&world.get("/healthz").expect("it answers")).expect("it is JSON");
     body["dependency"].as_str().unwrap_or_default().to_owned()
 }
 

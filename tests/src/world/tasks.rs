@@ -86,9 +86,6 @@ impl World {
             }
             Task::Journal(_) if self.is_full => failed(Cause::Disk, "full"),
             Task::Journal(_) => Ok(Outcome::Journalled),
-            Task::Activate { is_deploy: true, .. } if self.has_faults && self.random.one_in(12) => {
-                Ok(Outcome::Refused("its migration says no".to_owned()))
-            }
             Task::Activate { to, from, how, .. } => {
                 if self.has_faults && self.random.one_in(10) {
                     return Ok(Outcome::Untouched("no pid file is to be trusted".to_owned()));
