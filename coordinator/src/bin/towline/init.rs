@@ -486,7 +486,8 @@ mod tests {
     }
 
     fn start(recipe: &Recipe) -> String {
-        recipe.manager.as_ref().map_or(String::new(), |manager| manager.start.to_string())
+        let start = recipe.manager.as_ref().and_then(|manager| manager.start.as_ref());
+        start.map(ToString::to_string).unwrap_or_default()
     }
 
     const CLUSTER: &str = "const cluster = require('node:cluster');\nprocess.on('SIGHUP', reload);\n\
@@ -511,7 +512,7 @@ mod tests {
         assert_eq!(inputs, ["package.json", "package-lock.json", ".npmrc"]);
         assert_eq!(install.outputs[0].as_str(), "node_modules");
         let manager = recipe.manager.unwrap();
-        assert_eq!(manager.start.to_string(), "node master.js", "it writes its own pid");
+        assert_eq!(manager.start.unwrap().to_string(), "node master.js", "it writes its own pid");
         assert_eq!(manager.reload, Reload::Signal(ReloadSignal::Hup));
         let Check::Http(http) = recipe.health.check else { panic!("{}", draft.text) };
         assert_eq!(http.to_string(), "http://127.0.0.1:8080/healthz");
