@@ -152,8 +152,8 @@ fn a_recipes_command_reaches_nothing_of_the_agents_and_writes_to_nothing_but_its
 
 /// Answers every request with what it was sent: in its status line, a header and its body, or as git does.
 fn echo() -> (String, std::thread::JoinHandle<usize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/web.git", listener.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}/web.git", listener.local_addr().expect("a free port"));
     let thread = std::thread::spawn(move || {
         let mut told = 0;
         while let Ok((mut stream, _)) = listener.accept() {
@@ -196,11 +196,15 @@ fn echo() -> (String, std::thread::JoinHandle<usize>) {
 fn assert_nowhere(dir: &Path, secrets: &[String]) {
     let mut paths = vec![dir.to_owned()];
     while let Some(path) = paths.pop() {
-        let found = fs::symlink_metadata(&path).unwrap();
+        let found = fs::symlink_metadata(&path).expect("it can be read");
         if found.is_dir() {
-            paths.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            paths.extend(
+                fs::read_dir(&path)
+                    .expect("it can be read")
+                    .map(|entry| entry.expect("it can be read").path()),
+            );
         } else if found.is_file() {
-            let bytes = fs::read(&path).unwrap();
+            let bytes = fs::read(&path).expect("it can be read");
             for secret in secrets {
                 let held = bytes.windows(secret.len()).any(|part| part == secret.as_bytes());
                 assert!(!held, "{secret} is in {}", path.display());

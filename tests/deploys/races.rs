@@ -83,7 +83,8 @@ struct Swapper(Child);
 
 impl Swapper {
     fn start(attack: &str, dir: &Path, bait: &Path) -> Self {
-        let user = User::from_name("nobody").unwrap().expect("every system has it");
+        let user =
+            User::from_name("nobody").expect("accounts can be read").expect("every system has it");
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-c", SWAPPER, attack]).args([dir, bait]).current_dir("/");
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
@@ -91,13 +92,13 @@ impl Swapper {
         let mut child = command.spawn().expect("it is installed");
         let mut line = String::new();
         let output = child.stdout.take().expect("it was piped");
-        std::io::BufReader::new(output).read_line(&mut line).unwrap();
+        std::io::BufReader::new(output).read_line(&mut line).expect("it says when it is ready");
         assert_eq!(line, "ready\n");
         Self(child)
     }
 
     fn is_alive(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_none()
+        self.0.try_wait().expect("it is ours").is_none()
     }
 }
 
@@ -113,13 +114,16 @@ type Seen = (PathBuf, u32, u32, u32, u64, Vec<u8>);
 
 /// Everything that lies at and below `path`; links are not followed.
 fn seen(path: &Path) -> Vec<Seen> {
-    let found = fs::symlink_metadata(path).unwrap();
-    let content = if found.is_file() { fs::read(path).unwrap() } else { Vec::new() };
+    let found = fs::symlink_metadata(path).expect("it can be read");
+    let content =
+        if found.is_file() { fs::read(path).expect("it can be read") } else { Vec::new() };
     let names = if found.is_file() { found.nlink() } else { 0 };
     let mut all = vec![(path.to_owned(), found.uid(), found.gid(), found.mode(), names, content)];
     if found.is_dir() {
-        let mut paths: Vec<PathBuf> =
-            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut paths: Vec<PathBuf> = fs::read_dir(path)
+            .expect("it can be read")
+            .map(|entry| entry.expect("it can be read").path())
+            .collect();
         paths.sort();
         all.extend(paths.iter().flat_map(|path| seen(path)));
     }
@@ -150,16 +154,17 @@ fn assert_not_read(dir: &Path, text: &str, rule: &str) {
 /// Lays out what root alone may read and change.
 fn lay_bait(dir: &Path) -> PathBuf {
     let bait = dir.join("bait");
-    fs::create_dir_all(bait.join("folder")).unwrap();
+    fs::create_dir_all(bait.join("folder")).expect("a new directory of ours");
     let log = BAIT.repeat(LOG_BYTES / BAIT.len());
     for (name, text) in
         [("file", BAIT), ("tool", BAIT), ("folder/leaf", BAIT), ("other", BAIT), ("log", &log)]
     {
-        fs::write(bait.join(name), text).unwrap();
-        fs::set_permissions(bait.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(bait.join(name), text).expect("a new directory of ours");
+        fs::set_permissions(bait.join(name), fs::Permissions::from_mode(0o600))
+            .expect("a new directory of ours");
     }
     // Files with two names are copied out of an installed tree.
-    fs::hard_link(bait.join("other"), bait.join("folder/other")).unwrap();
+    fs::hard_link(bait.join("other"), bait.join("folder/other")).expect("a new directory of ours");
     bait
 }
 
