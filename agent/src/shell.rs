@@ -51,6 +51,7 @@ mod saying;
 mod settle;
 mod unit;
 mod watch;
+mod way;
 
 pub(crate) use activate::look;
 pub(crate) use hooks::Due;

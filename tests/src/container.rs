@@ -164,17 +164,26 @@ impl Container {
         let nspawn = command.spawn().expect("systemd-container is installed");
         let pid = nspawn.id();
         self.nspawn = Some(nspawn);
-        self.leader = self.await_some("its first process", |_| child_of(pid));
-        self.await_said("systemd", &["systemctl", "is-system-running"], |said| {
-            ["starting", "running", "degraded"].iter().any(|word| said.text.trim() == *word)
+        // The first child may be one that only prepares the way, and ends.
+        self.leader = self.await_some("its systemd", |own| {
+            let leader = child_of(pid)?;
+            let said = own.run_by(leader, &["systemctl", "is-system-running"]);
+            let is_up =
+                ["initializing", "starting", "running", "degraded"].contains(&said.text.trim());
+            is_up.then_some(leader)
         });
     }
 
     /// Runs a program in it.
     #[must_use]
     pub fn run(&self, words: &[&str]) -> Said {
+        self.run_by(self.leader, words)
+    }
+
+    /// Runs a program where the process `leader` lives.
+    fn run_by(&self, leader: i32, words: &[&str]) -> Said {
         let output = Command::new("nsenter")
-            .args(["--target", &self.leader.to_string(), "--all", "--", "/usr/bin/env", "-i"])
+            .args(["--target", &leader.to_string(), "--all", "--", "/usr/bin/env", "-i"])
             .args(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"])
             .args(words)
             .stdin(Stdio::null())

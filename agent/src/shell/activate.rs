@@ -21,11 +21,11 @@ use tracing::{debug, info, warn};
 
 use super::Tools;
 use super::hooks;
-use super::place::{self, directory, finder, home, marker_of, recipe_of};
+use super::place::{directory, finder, home, marker_of, recipe_of};
 use super::printed;
-use super::probe::answers;
 use super::settle::settle;
 use super::unit;
+use super::way::{Managers, check_lost, named};
 use crate::error;
 use crate::journal::Release;
 use crate::machine::{How, Outcome};
@@ -90,58 +90,6 @@ pub(crate) async fn look(
     }
 }
 
-/// Can a swap to this release begin on this host? What keeps it from beginning is found here, before
-/// anything is journalled or touched, and says nothing about the release.
-///
-/// # Errors
-///
-/// What is in the way, and what to do about it.
-pub(super) async fn check_way(
-    tools: &Tools,
-    to: &Release,
-    stop: &CancellationToken,
-) -> Result<(), String> {
-    tools.store.check_current().map_err(|error| hinted(&error, error.hint()))?;
-    let managers = Managers::of(tools, to, None)?;
-    // A status command is run once the swap is due, and not for the sake of a look.
-    let by_file = managers.all().filter(|(find, _)| !matches!(find, Find::Status(_)));
-    unit::check(tools, to, stop).await?;
-    let (mut is_found, mut count) = (false, 0);
-    for (find, of) in by_file {
-        let found = look(tools, find, of, stop).await;
-        is_found |= found.map_err(|error| hinted(&error, error.hint()))?.is_some();
-        count += 1;
-    }
-    if is_found || count < managers.all().count() { Ok(()) } else { check_lost(tools).await }
-}
-
-/// With no manager found: does the app answer all the same? Then another one must not be started
-/// beside it, and what would come of that says nothing about a release.
-async fn check_lost(tools: &Tools) -> Result<(), String> {
-    let Some(live) = place::live(tools) else { return Ok(()) };
-    let Ok(recipe) = recipe_of(tools, &live) else { return Ok(()) };
-    // Without a manager nothing is to be found, and nothing is started beside what answers.
-    let Some(find) = finder(tools, &recipe) else { return Ok(()) };
-    if !answers(tools, &recipe, &live).await {
-        return Ok(());
-    }
-    let by = named(&find);
-    Err(format!(
-        "the app answers as {}, and {by} names no manager of it (put the pid back, or stop the app \
-         once)",
-        live.short()
-    ))
-}
-
-/// What tells whether a manager runs.
-fn named(find: &Find) -> String {
-    match find {
-        Find::PidFile(path) => format!("the pid file {path}"),
-        Find::Status(command) => format!("the status command `{command}`"),
-        Find::Unit(unit) => format!("the unit {unit}"),
-    }
-}
-
 /// Points `current` at `to` and has its manager follow.
 pub(super) async fn activate(
     tools: Rc<Tools>,
@@ -197,42 +145,6 @@ pub(super) async fn activate(
             }
             Outcome::Failed(Cause::Activate, detail)
         }
-    }
-}
-
-/// How the managers are found that may run now, and the one that is to run.
-struct Managers {
-    /// `None` where the recipe names none.
-    incoming: Option<(Find, Release)>,
-    /// By other recipes: that of what `current` names, and that of what served before. They differ
-    /// where a killed agent left a swap half done, at a boot that goes down its ladder, and where what
-    /// was adopted is left.
-    outgoing: Vec<(Find, Release)>,
-    /// What is on disk of the release that the running manager was started or reloaded for.
-    old: Option<Marker>,
-}
-
-impl Managers {
-    fn of(tools: &Tools, to: &Release, from: Option<&Release>) -> Result<Self, String> {
-        let incoming = finder(tools, &recipe_of(tools, to)?).map(|find| (find, to.clone()));
-        let live = place::live(tools);
-        let others = [live.as_ref(), from].into_iter().flatten().filter(|other| *other != to);
-        let mut outgoing: Vec<(Find, Release)> = Vec::new();
-        let mut old = None;
-        for other in others {
-            old = old.or_else(|| tools.store.marker(other.own()?));
-            let Ok(recipe) = recipe_of(tools, other) else { continue };
-            let Some(find) = finder(tools, &recipe) else { continue };
-            let is_known = |(known, _): &(Find, Release)| *known == find;
-            if !incoming.iter().chain(&outgoing).any(is_known) {
-                outgoing.push((find, other.clone()));
-            }
-        }
-        Ok(Self { incoming, outgoing, old })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &(Find, Release)> {
-        self.incoming.iter().chain(&self.outgoing)
     }
 }
 

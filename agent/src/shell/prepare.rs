@@ -22,7 +22,7 @@ use towline_protocol::recipe::{Build, Install, Recipe, RecipeError, SIZE_BYTES_M
 use towline_protocol::report::Cause;
 use tracing::{info, warn};
 
-use super::{Tools, activate};
+use super::{Tools, way};
 use crate::config::{Forbidden, Keep};
 use crate::dependencies::{self, InstallError, Key, Making, Outputs, Step};
 use crate::error;
@@ -156,17 +156,15 @@ pub(super) async fn prepare(
 ) -> Outcome {
     match make(&tools, &revision, unless_like, &stop).await {
         Ok(true) => Outcome::Prepared { alike: true },
-        Ok(false) => {
-            match activate::check_way(&tools, &Release::Own(revision.clone()), &stop).await {
-                Ok(()) => Outcome::Prepared { alike: false },
-                Err(detail) => {
-                    if !stop.is_cancelled() {
-                        warn!(%revision, error = detail, "prepared, and this host is in the way");
-                    }
-                    Outcome::Failed(Cause::Host, detail)
+        Ok(false) => match way::check_way(&tools, &Release::Own(revision.clone()), &stop).await {
+            Ok(()) => Outcome::Prepared { alike: false },
+            Err(detail) => {
+                if !stop.is_cancelled() {
+                    warn!(%revision, error = detail, "prepared, and this host is in the way");
                 }
+                Outcome::Failed(Cause::Host, detail)
             }
-        }
+        },
         Err(Failed { cause, detail }) => Outcome::Failed(cause, detail),
     }
 }
