@@ -8,6 +8,7 @@ use towline_tests::origin::{Origin, Repo};
 mod adopted;
 mod boot;
 mod bytes;
+mod crashes;
 mod failures;
 mod gates;
 mod input;

@@ -14,5 +14,7 @@ pub mod origin;
 pub mod random;
 pub mod script;
 pub mod stage;
+#[cfg(target_arch = "x86_64")]
+pub mod syscalls;
 pub mod wire;
 pub mod world;
