@@ -6,11 +6,16 @@ use towline_tests::host::Host;
 use towline_tests::origin::{Origin, Repo};
 
 mod adopted;
+mod asked;
+mod bake;
 mod boot;
 mod bytes;
+mod caches;
 mod crashes;
+mod doctor;
 mod failures;
 mod gates;
+mod host_config;
 mod input;
 mod killed;
 mod limits;
@@ -19,12 +24,17 @@ mod midway;
 mod options;
 mod ordinary;
 mod origins;
+mod privileges;
+mod races;
 mod restarts;
 mod serving;
 mod space;
+mod ssh;
+mod stacks;
 mod starts;
 mod stopping;
 mod trees;
+mod trial;
 
 /// An origin and an instance.
 struct World {

@@ -46,7 +46,7 @@ impl Machine {
         let text = format!(
             "group = \"web\"\ninstance = \"i-test\"\ndir = \"/srv/{name}\"\nuser = \"web\"\n[source]\nfile = \
              \"/etc/towline/{name}-target.json\"\n[git]\nurl = {:?}\nallow_http = true\nbranch = \
-             \"main\"\n{git}\n[keep]\nfree_mib = 16\n[retry]\nfirst_s = 0.2\nmax_s = 2\n{more}\n",
+             \"main\"\n{git}\n[keep]\nfree_mib = 16\n[retry]\nfirst_s = 0.2\nmax_s = 2\n[allow]\nunits = [\"web.service\", \"shop.service\", \"no.service\"]\n{more}\n",
             self.origin.url(&self.repo),
         );
         self.container.write(&format!("/etc/towline/{name}.toml"), &text);

@@ -1,13 +1,20 @@
 #!/bin/sh
 # Installs what building and testing need and this system lacks; silent where nothing is missing.
 set -eu
+# Where programs for root are, which others look up as well.
+PATH=$PATH:/usr/sbin:/sbin
 
 missing=
-for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux; do
+for pair in cc:gcc git:git node:nodejs npm:npm make:make setsid:util-linux ssh:openssh-client \
+    mkfs.xfs:xfsprogs debootstrap:debootstrap systemd-nspawn:systemd-container; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 # The tests' clusters run it by this path: the first python3 of PATH may be another one.
 [ -x /usr/bin/python3 ] || missing="$missing python3"
+# Outside of PATH for all but root.
+[ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+[ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 if ! command -v cargo >/dev/null 2>&1; then
     echo 'no cargo: install a Rust toolchain first' >&2
     exit 1

@@ -32,11 +32,14 @@ const ALL: &[Snippet] = &[
         name: "web.toml",
         without_default: &[
             "instance",
+            "default_recipe",
             "source",
             "adopt",
             "coordinator.ca_file",
             "git.credential",
             "git.ca_file",
+            "git.known_hosts",
+            "git.mirrors",
         ],
         load: host,
     },
@@ -79,15 +82,20 @@ fn uncommented(text: &str) -> Table {
     lines.collect::<Vec<_>>().join("\n").parse().expect("it is TOML")
 }
 
+/// Of a list of tables, the first is meant.
 fn table<'a>(table: &'a mut Table, path: &[&str]) -> &'a mut Table {
-    path.iter().fold(table, |table, name| table[*name].as_table_mut().expect("a table"))
+    path.iter().fold(table, |table, name| match &mut table[*name] {
+        Value::Array(all) => all[0].as_table_mut().expect("a table"),
+        other => other.as_table_mut().expect("a table"),
+    })
 }
 
 /// The paths of all tables, the outermost first.
 fn paths(table: &Table) -> Vec<Vec<&str>> {
     let mut all = vec![vec![]];
     for (name, value) in table {
-        let inner = value.as_table().into_iter().flat_map(paths);
+        let first = value.as_array().and_then(|all| all.first()).unwrap_or(value);
+        let inner = first.as_table().into_iter().flat_map(paths);
         all.extend(inner.map(|rest| std::iter::once(name.as_str()).chain(rest).collect()));
     }
     all

@@ -99,7 +99,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "std::env::var",
         &["agent/src/main.rs", "coordinator/src/main.rs", "coordinator/src/bin/towline/main.rs"],
     ),
-    ("unsafe_code", &["agent/src/git/http.rs", "agent/src/process"]),
+    ("unsafe_code", &["agent/src/git/transport.rs", "agent/src/process"]),
     (
         "println!",
         &[

@@ -5,6 +5,7 @@
 //! that serves something lives on with it.
 
 use std::cell::{Cell, RefCell};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -13,18 +14,18 @@ use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{Recipe, RecipeError};
+use towline_protocol::recipe::{self, Recipe, RecipeError};
 use tracing::{info, warn};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Forbidden};
 use crate::error;
-use crate::git::{Origin, OriginConfig, OriginError, Secret};
+use crate::git::{Origin, OriginConfig, OriginError, PlaceConfig};
 use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Found, Machine, Policy};
-use crate::process::{self, Account, AccountError, RunAs};
-use crate::release::state::{Leaving, boot_id};
+use crate::process::{self, Account, AccountError, CgroupHome, RunAs};
+use crate::release::state::{Leaving, Lock, boot_id};
 use crate::release::{DiskError, Store};
-use crate::shell::{Saying, Shell, Tools, answers, finder, look};
+use crate::shell::{Due, Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
@@ -63,6 +64,30 @@ pub enum StartError {
     /// The app's directory cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The default recipe could not be read.
+    #[error("could not read the default recipe {}", path.display())]
+    DefaultRecipeFile {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The default recipe is not valid.
+    #[error("the default recipe {} is not valid", path.display())]
+    DefaultRecipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: RecipeError,
+    },
+    /// The default recipe uses what this host does not allow.
+    #[error("the default recipe {} is refused", path.display())]
+    DefaultRecipeForbidden {
+        /// The file.
+        path: PathBuf,
+        /// What it may not use.
+        source: Forbidden,
+    },
     /// The origin cannot be used.
     #[error("could not use the origin in [git]")]
     Origin(#[source] OriginError),
@@ -111,6 +136,13 @@ impl StartError {
                 Some(format!("create {} first; the file itself may come later", dir.display()))
             }
             StartError::Coordinator(source) => source.hint(),
+            StartError::DefaultRecipeFile { .. } => {
+                Some("write it, or leave `default_recipe` out".to_owned())
+            }
+            StartError::DefaultRecipe { .. } => {
+                Some("correct it: it is a recipe as in a repository".to_owned())
+            }
+            StartError::DefaultRecipeForbidden { source, .. } => Some(source.hint()),
             StartError::LiveRecipe { .. } => Some(
                 "remove `current` once, and release a revision whose recipe `towline-agent check` \
                  finds valid"
@@ -139,8 +171,8 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     if is_root {
         account(config)?;
     }
-    let token = if is_root { token(config).map_err(StartError::Origin)? } else { None };
-    origin(config, token).map_err(StartError::Origin)?;
+    default_recipe(config)?;
+    origin(config, is_root).map_err(StartError::Origin)?;
     if let config::Source::Coordinator(coordinator) = &config.source {
         coordinator::check(coordinator, is_root).map_err(StartError::Coordinator)?;
     }
@@ -154,9 +186,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 ///
 /// See [`StartError`].
 pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>), StartError> {
-    let account = account(&config)?;
-    let token = token(&config).map_err(StartError::Origin)?;
-    let origin = origin(&config, token).map_err(StartError::Origin)?;
+    let (account, origin, default_recipe) = parts(&config)?;
     let store = Store::new(&config.dir);
     store.prepare()?;
     let lock = store.lock()?;
@@ -164,19 +194,13 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
     if let Some(said) = said {
         warn!(said, "the journal was broken; what was proven and rejected before is forgotten");
     }
-    let tag = store.dir().display().to_string();
-    let ended = process::end_leftovers(&tag).await;
-    if ended > 0 {
-        warn!(ended, "ended what the last run of the agent had left behind");
-    }
-    store.clear_staging()?;
+    let cgroups = CgroupHome::find();
+    clear(&store, cgroups.as_ref()).await?;
     let seed = seed(&config);
     if matches!(config.source, config::Source::Coordinator(_)) {
         count_run(&store, &mut journal);
     }
     let source = source(&config, &store, journal.run, seed)?;
-    let environment = config.environment.clone();
-    let run_as = RunAs { account, environment, tag, grace: process::GRACE };
     let policy = Policy {
         group: config.group.clone(),
         has_adopted: config.adopted.is_some(),
@@ -185,18 +209,11 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
         backoff_max: config.backoff.1,
         seed,
     };
-    let tools = Rc::new(Tools {
-        config,
-        store,
-        origin: Arc::new(origin),
-        run_as,
-        before: RefCell::new(None),
-        // A reload that the last run asked for may still be under way.
-        is_unsettled: Cell::new(journal.swap.is_some()),
-        notify,
-        saying: Saying::default(),
-        is_lost: Cell::new(false),
-    });
+    let mut tools = assemble(config, store, account, origin, default_recipe, cgroups);
+    tools.notify = notify;
+    // A reload that the last run asked for may still be under way.
+    tools.is_unsettled.set(journal.swap.is_some());
+    let tools = Rc::new(tools);
     let found = survey(&tools).await?;
     info!(
         instance = %journal.instance,
@@ -208,6 +225,75 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
     );
     let (machine, effects) = Machine::new(policy, journal, found);
     Ok((Shell::new(tools, machine, source, lock), effects))
+}
+
+/// What is made of host config before anything is changed.
+type Parts = (Option<Account>, Origin, Option<String>);
+
+fn parts(config: &Config) -> Result<Parts, StartError> {
+    Ok((account(config)?, origin_of(config)?, default_recipe(config)?))
+}
+
+/// The origin, with its credential.
+pub(crate) fn origin_of(config: &Config) -> Result<Origin, StartError> {
+    origin(config, true).map_err(StartError::Origin)
+}
+
+fn assemble(
+    config: Config,
+    store: Store,
+    account: Option<Account>,
+    origin: Origin,
+    default_recipe: Option<String>,
+    cgroups: Option<CgroupHome>,
+) -> Tools {
+    let environment = config.environment.clone();
+    let tag = tag(&store);
+    Tools {
+        config,
+        store,
+        origin: Arc::new(origin),
+        run_as: RunAs { account, environment, tag, cgroups, grace: process::GRACE },
+        before: RefCell::new(None),
+        is_unsettled: Cell::new(false),
+        hooks: RefCell::new(Due::default()),
+        notify: Notify::default(),
+        saying: Saying::default(),
+        is_lost: Cell::new(false),
+        default_recipe,
+        kept: RefCell::default(),
+    }
+}
+
+/// By which an app's processes are known on this host.
+fn tag(store: &Store) -> String {
+    store.dir().display().to_string()
+}
+
+/// Ends and removes what the last run has left.
+async fn clear(store: &Store, cgroups: Option<&CgroupHome>) -> Result<(), StartError> {
+    // In a cgroup a child is found wherever it goes; elsewhere, by coming to the agent.
+    process::adopt_orphans(cgroups.is_none());
+    let ended = process::end_leftovers(&tag(store), cgroups).await;
+    if ended > 0 {
+        warn!(ended, "ended what the last run of the agent had left behind");
+    }
+    Ok(store.clear_staging()?)
+}
+
+/// What a release is made with, where no agent runs and none is started: for `bake` and `try`.
+///
+/// # Errors
+///
+/// See [`StartError`].
+pub(crate) async fn workshop(config: Config) -> Result<(Tools, Lock), StartError> {
+    let (account, origin, default_recipe) = parts(&config)?;
+    let store = Store::new(&config.dir);
+    store.prepare()?;
+    let lock = store.lock()?;
+    let cgroups = CgroupHome::find();
+    clear(&store, cgroups.as_ref()).await?;
+    Ok((assemble(config, store, account, origin, default_recipe, cgroups), lock))
 }
 
 /// Numbers this run, before its first message. Seconds since 1970 make it grow even where the journal was
@@ -277,7 +363,7 @@ fn source(config: &Config, store: &Store, run: u64, seed: u64) -> Result<Source,
 
 /// Finds out what is on disk, and whether the live release runs; where none of ours is live, whether what
 /// was adopted does.
-async fn survey(tools: &Tools) -> Result<Found, StartError> {
+pub(crate) async fn survey(tools: &Tools) -> Result<Found, StartError> {
     let store = &tools.store;
     let releases = store.complete();
     if let Some(adopted) = tools.config.adopted.as_ref().filter(|_| store.is_bare()) {
@@ -298,7 +384,9 @@ async fn survey(tools: &Tools) -> Result<Found, StartError> {
 }
 
 async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
-    match look(tools, &finder(tools, recipe), release, &CancellationToken::new()).await {
+    // What has no manager serves for as long as `current` names it.
+    let Some(finder) = finder(tools, recipe) else { return true };
+    match look(tools, &finder, release, &CancellationToken::new()).await {
         Ok(Some(_)) => true,
         // Whoever has lost the pid file of an app that serves must not start another one.
         Ok(None) => answers(tools, recipe, release).await,
@@ -312,7 +400,7 @@ async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
 }
 
 /// Who recipes run as: never root.
-fn account(config: &Config) -> Result<Option<Account>, StartError> {
+pub(crate) fn account(config: &Config) -> Result<Option<Account>, StartError> {
     let own = Account::own().uid;
     let at = || config.path.clone();
     match &config.user {
@@ -331,22 +419,56 @@ fn account(config: &Config) -> Result<Option<Account>, StartError> {
     }
 }
 
-fn token(config: &Config) -> Result<Option<Secret>, OriginError> {
-    config.git.credential.as_deref().map(Secret::read).transpose()
+/// Returns what is likely to fail of the origin, though it is no mistake.
+#[must_use]
+pub fn doubts(config: &Config) -> Vec<String> {
+    origin(config, false).map(|origin| origin.doubts()).unwrap_or_default()
 }
 
-fn origin(config: &Config, token: Option<Secret>) -> Result<Origin, OriginError> {
+/// Reads the recipe of revisions that have none, which must be one.
+pub(crate) fn default_recipe(config: &Config) -> Result<Option<String>, StartError> {
+    let Some(path) = &config.default_recipe else { return Ok(None) };
+    let path = || path.clone();
+    let failed = |source| StartError::DefaultRecipeFile { path: path(), source };
+    let meta = fs::metadata(path()).map_err(failed)?;
+    if !meta.is_file() || meta.len() > recipe::SIZE_BYTES_MAX {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no small file")));
+    }
+    let text = fs::read_to_string(path()).map_err(failed)?;
+    let recipe = Recipe::parse(&text)
+        .map_err(|source| StartError::DefaultRecipe { path: path(), source })?;
+    let allowed = config.allow.check(&recipe);
+    allowed.map_err(|source| StartError::DefaultRecipeForbidden { path: path(), source })?;
+    Ok(Some(text))
+}
+
+/// Sets the origin up; without credentials where they are not ours to look at.
+fn origin(config: &Config, with_credentials: bool) -> Result<Origin, OriginError> {
     use std::time::Duration;
     let git = &config.git;
-    Origin::new(OriginConfig {
+    let own = |path: &Option<PathBuf>| path.clone().filter(|_| with_credentials);
+    let mut places = vec![PlaceConfig {
+        field: "git.url",
         url: git.url.clone(),
+        credential: own(&git.credential),
+        ca_file: git.ca_file.clone(),
+        known_hosts: git.known_hosts.clone(),
+    }];
+    places.extend(git.mirrors.iter().map(|mirror| PlaceConfig {
+        field: "git.mirrors.url",
+        url: mirror.url.clone(),
+        credential: own(&mirror.credential),
+        ca_file: mirror.ca_file.clone(),
+        known_hosts: mirror.known_hosts.clone(),
+    }));
+    Origin::new(OriginConfig {
+        places,
         branch: git.branch.clone(),
-        token,
         allow_http: git.allow_http,
         verify_branch: git.verify_branch,
-        ca_file: git.ca_file.clone(),
         connect: Duration::from_secs_f64(git.connect_s),
         stall: Duration::from_secs_f64(git.stall_s),
         total: Duration::from_secs_f64(git.total_s),
+        search_path: config.environment.get("PATH").cloned(),
     })
 }

@@ -83,12 +83,13 @@ fn line(text: &str, field: &str, item: Option<&str>) -> Option<usize> {
     offset.map(|offset| 1 + text.as_bytes()[..offset].iter().filter(|b| **b == b'\n').count())
 }
 
-/// Checks the recipe at `path` in `dir`, and what of the tree a deploy would refuse.
+/// Checks the recipe at `path` in `dir`, and what of the tree a deploy would refuse. With host config,
+/// also whether that allows what the recipe uses.
 ///
 /// # Errors
 ///
 /// Where there is no recipe that could be read.
-pub fn recipe(dir: &Path, path: &str) -> io::Result<Findings> {
+pub fn recipe(dir: &Path, path: &str, host: Option<&Config>) -> io::Result<Findings> {
     let path = if dir == Path::new(".") { PathBuf::from(path) } else { dir.join(path) };
     let mut bytes = Vec::new();
     // A pipe would be waited for.
@@ -107,6 +108,10 @@ pub fn recipe(dir: &Path, path: &str) -> io::Result<Findings> {
         Ok(recipe) => {
             for warning in recipe.warnings() {
                 findings.warning(&warning);
+            }
+            if let Some(Err(refused)) = host.map(|host| host.allow.check(&recipe)) {
+                let said = format!("{refused}: {}", refused.hint());
+                findings.problem(refused.field, None, &said);
             }
             let root = dir.join(recipe.root.as_str());
             if root.is_dir() {
@@ -193,9 +198,14 @@ fn tracked(dir: &Path) -> Option<BTreeMap<String, String>> {
 fn tree(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
     let install = recipe.install.as_ref();
     let outputs = install.map_or(&[][..], |install| &install.outputs);
+    let built = recipe.build.as_ref().map_or(&[][..], |build| &build.outputs);
     programs(findings, recipe, tree);
-    let both = [("shared.dirs", &recipe.shared[..]), ("install.outputs", outputs)];
-    for (field, paths) in both {
+    let all = [
+        ("shared.dirs", &recipe.shared[..]),
+        ("install.outputs", outputs),
+        ("build.outputs", built),
+    ];
+    for (field, paths) in all {
         for path in paths.iter().map(RelativePath::as_str) {
             let item = Some(path);
             if tree.is_tracked(path) {
@@ -238,9 +248,21 @@ fn programs(findings: &mut Findings, recipe: &Recipe, tree: &Tree) {
         }
     };
     let install = recipe.install.as_ref();
-    let outputs = install.into_iter().flat_map(|install| &install.outputs);
-    let made: Vec<&RelativePath> = outputs.chain(&recipe.shared).collect();
-    if let Some(start) = &recipe.manager.start {
+    let outputs: Vec<&RelativePath> =
+        install.into_iter().flat_map(|install| &install.outputs).collect();
+    if let Some(build) = &recipe.build {
+        look("build.command", &build.command, &outputs);
+    }
+    let built = recipe.build.iter().flat_map(|build| &build.outputs);
+    let made: Vec<&RelativePath> = outputs.into_iter().chain(built).chain(&recipe.shared).collect();
+    let hooks = [("hooks.before", &recipe.hooks.before), ("hooks.after", &recipe.hooks.after)];
+    for (field, command) in hooks {
+        if let Some(command) = command {
+            look(field, command, &made);
+        }
+    }
+    let start = recipe.manager.as_ref().and_then(|manager| manager.start.as_ref());
+    if let Some(start) = start {
         look("manager.start", start, &made);
     }
     let Some(install) = install else { return };
@@ -269,6 +291,9 @@ pub fn config(path: &Path, variables: &BTreeMap<String, String>) -> (Findings, O
     if let Err(error) = bootstrap::check(&config) {
         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         findings.problem("", None, &format!("{}{hint}", error::chain(&error)));
+    }
+    for doubt in bootstrap::doubts(&config) {
+        findings.warning(&doubt);
     }
     let watched = match &config.source {
         Source::File(file) => Some(("source.file", file.parent().unwrap_or(file))),
@@ -312,13 +337,13 @@ mod tests {
                           [\"node\"]\n[health]\ntcp = \"127.0.0.1:1\"\n";
 
     fn check(dir: &Path) -> (String, bool) {
-        recipe(dir, "towline.toml").unwrap().conclude()
+        recipe(dir, "towline.toml", None).unwrap().conclude()
     }
 
     #[test]
     fn file_and_line_of_each_problem_are_named_and_nothing_that_shows_the_revision_is_warned_of() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(recipe(dir.path(), "towline.toml").is_err(), "there is no recipe");
+        assert!(recipe(dir.path(), "towline.toml", None).is_err(), "there is no recipe");
         let path = dir.path().join("towline.toml");
         fs::write(&path, "[manager]\npidfile = \"/x\"\n[health]\ntcp = \"nowhere\"\n").unwrap();
         let (said, valid) = check(dir.path());
@@ -358,5 +383,26 @@ mod tests {
         fs::write(dir.path().join("towline.toml"), text).unwrap();
         let (said, valid) = check(dir.path());
         assert!(!valid && said.contains("towline.toml:4: manager.start: vendor/bin/gunicorn is"));
+    }
+
+    #[test]
+    fn programs_of_builds_and_hooks_are_looked_for_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = "[build]\ncommand = [\"./bin/build\"]\noutputs = [\"dist\"]\n[hooks]\nbefore = \
+                      [\"bin/migrate\"]\nafter = [\"dist/warm\"]\n";
+        fs::write(dir.path().join("towline.toml"), format!("{tables}{RECIPE}")).unwrap();
+        let (said, valid) = check(dir.path());
+        assert!(!valid);
+        for told in [
+            "towline.toml:2: build.command: bin/build is not there",
+            "hooks.before: bin/migrate is",
+        ] {
+            assert!(said.contains(told), "{told} in {said}");
+        }
+        assert!(!said.contains("hooks.after"), "it is built: {said}");
+        let (_, health) = RECIPE.split_once("[health]").unwrap();
+        fs::write(dir.path().join("towline.toml"), format!("[health]{health}")).unwrap();
+        let (said, valid) = check(dir.path());
+        assert!(valid && said.contains("but that something is healthy"), "{said}");
     }
 }

@@ -12,13 +12,19 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use towline_protocol::ids::{Group, IdError, Instance};
-use towline_protocol::recipe;
 
 mod adopt;
+mod allow;
+mod git;
+mod keep;
 
 pub use adopt::Adopted;
+pub use allow::{Allow, Forbidden};
+pub use git::{Git, Mirror};
+pub use keep::Keep;
 
 use adopt::AdoptTable;
+use allow::AllowTable;
 
 /// What of the agent's own environment its children get, besides `git`-free essentials that the
 /// agent sets by itself (`HOME`, `USER`, `PWD`, `PATH` where it is unset). `pass_env` adds to it.
@@ -39,6 +45,10 @@ pub struct Config {
     pub user: Option<String>,
     /// What children get of the agent's environment.
     pub environment: BTreeMap<String, String>,
+    /// The recipe of revisions that have none. Read once, at the start.
+    pub default_recipe: Option<PathBuf>,
+    /// What recipes may use of this host.
+    pub allow: Allow,
     /// Where targets come from.
     pub source: Source,
     /// Where revisions come from.
@@ -79,83 +89,6 @@ pub struct Coordinator {
     pub connect: Duration,
 }
 
-/// Where revisions come from.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Git {
-    /// The repository's https address, without credentials.
-    pub url: String,
-    /// The branch that is fetched where the server gives no commit by its id.
-    pub branch: Option<String>,
-    /// A file that holds a token, or `user:password`. A bare name is a systemd credential.
-    pub credential: Option<PathBuf>,
-    /// Allow plain http; off by default.
-    #[serde(default)]
-    pub allow_http: bool,
-    /// Fetch the branch's history and refuse commits that are not on it; off by default.
-    #[serde(default)]
-    pub verify_branch: bool,
-    /// PEM certificates to trust instead of the system's.
-    pub ca_file: Option<PathBuf>,
-    /// The recipe's path in the repository; `towline.toml` by default.
-    #[serde(default = "default_recipe")]
-    pub recipe: String,
-    /// How long to wait for a connection; 10 s by default.
-    #[serde(default = "default_connect_s")]
-    pub connect_s: f64,
-    /// How long to wait without receiving a byte; 30 s by default.
-    #[serde(default = "default_stall_s")]
-    pub stall_s: f64,
-    /// How long one fetch may take; 600 s by default.
-    #[serde(default = "default_total_s")]
-    pub total_s: f64,
-}
-
-fn default_recipe() -> String {
-    recipe::FILE_NAME.to_owned()
-}
-
-fn default_connect_s() -> f64 {
-    10.0
-}
-
-fn default_stall_s() -> f64 {
-    30.0
-}
-
-fn default_total_s() -> f64 {
-    600.0
-}
-
-/// What is kept on disk.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Keep {
-    /// How many releases; 5 by default. Those in need are kept beyond it.
-    pub releases: usize,
-    /// How many dependency trees; 4 by default. Those in need are kept beyond it.
-    pub dependencies: usize,
-    /// How much space stays free; 2,048 MiB by default. Checked before the first write, and while a
-    /// fetch goes on.
-    pub free_mib: u64,
-    /// How large the git cache may grow before it is cloned anew; 2,048 MiB by default.
-    pub git_mib: u64,
-    /// How large the package managers' caches may grow before they are emptied; 1,024 MiB by default.
-    pub package_cache_mib: u64,
-}
-
-impl Default for Keep {
-    fn default() -> Self {
-        Self {
-            releases: 5,
-            dependencies: 4,
-            free_mib: 2048,
-            git_mib: 2048,
-            package_cache_mib: 1024,
-        }
-    }
-}
-
 /// What a tree may hold.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -186,6 +119,7 @@ struct File {
     instance: Option<String>,
     dir: PathBuf,
     user: Option<String>,
+    default_recipe: Option<PathBuf>,
     #[serde(default)]
     pass_env: Vec<String>,
     #[serde(default)]
@@ -193,6 +127,8 @@ struct File {
     source: Option<SourceFile>,
     coordinator: Option<CoordinatorTable>,
     git: Git,
+    #[serde(default)]
+    allow: AllowTable,
     #[serde(default)]
     boot: Boot,
     #[serde(default)]
@@ -317,6 +253,17 @@ impl Config {
         Self::parse(path, &text, variables)
     }
 
+    /// Returns the config of a place that nobody configured: all defaults, no target, no origin, and no
+    /// space that must stay free.
+    #[must_use]
+    pub fn blank(dir: &Path, user: Option<String>, environment: BTreeMap<String, String>) -> Self {
+        let text = "group = \"none\"\ninstance = \"none\"\ndir = \"/none\"\n[source]\nfile = \
+                    \"/none/none\"\n[git]\nurl = \"https://none.invalid/none\"\n[keep]\nfree_mib = 0\n";
+        let blank = Self::parse(Path::new("the command line"), text, &BTreeMap::new());
+        let blank = blank.expect("it is valid, as a test has it");
+        Self { dir: dir.to_owned(), user, environment, ..blank }
+    }
+
     fn parse(
         path: &Path,
         text: &str,
@@ -330,30 +277,22 @@ impl Config {
         let instance = file.instance.as_deref().unwrap_or(host.trim());
         let check = Check { path };
         check.absolute("dir", &file.dir)?;
-        if let Some(ca_file) = &file.git.ca_file {
-            check.absolute("git.ca_file", ca_file)?;
+        if let Some(path) = &file.default_recipe {
+            check.absolute("default_recipe", path)?;
         }
-        check.count("keep.releases", file.keep.releases, 2)?;
-        check.count("keep.dependencies", file.keep.dependencies, 1)?;
-        check.seconds("git.connect_s", file.git.connect_s)?;
-        check.seconds("git.stall_s", file.git.stall_s)?;
-        check.seconds("git.total_s", file.git.total_s)?;
+        check.keep(&file.keep)?;
+        let allow = file.allow.check();
+        let allow =
+            allow.or_else(|(field, accepted, found)| check.value(field, accepted, found))?;
         let named = (file.source, file.coordinators, file.coordinator);
         let source = check.source(named.0, named.1, named.2, variables)?;
-        let mut git = file.git;
-        if recipe::RelativePath::new(&git.recipe).is_ok_and(|path| path.is_root()) {
-            return check.value("git.recipe", "must name a file", git.recipe);
-        }
-        if let Err(accepted) = recipe::RelativePath::new(&git.recipe) {
-            return check.value("git.recipe", accepted, git.recipe);
-        }
+        let git = file.git.check(&check, variables)?;
         let adopted = file.adopt.map(|table| table.check(&file.dir)).transpose();
         let adopted = adopted.map_err(|(field, message)| ConfigError::Adopt {
             path: at(),
             field,
             message,
         })?;
-        git.credential = git.credential.map(|name| credential(&name, variables));
         let passed = |(name, _): &(&String, &String)| {
             ENVIRONMENT.contains(&name.as_str()) || file.pass_env.contains(name)
         };
@@ -368,6 +307,8 @@ impl Config {
                 .filter(passed)
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
+            default_recipe: file.default_recipe,
+            allow,
             source,
             git,
             boot_deadline: check.seconds("boot.deadline_s", file.boot.deadline_s)?,
@@ -452,6 +393,20 @@ impl Check<'_> {
         self.value(field, "must be an absolute path without `..`", path.display())
     }
 
+    fn keep(&self, keep: &Keep) -> Result<(), ConfigError> {
+        self.count("keep.releases", keep.releases, 2)?;
+        self.count("keep.dependencies", keep.dependencies, 1)?;
+        let sizes = [
+            ("keep.releases_mib", keep.releases_mib),
+            ("keep.dependencies_mib", keep.dependencies_mib),
+            ("keep.log_mib", keep.log_mib),
+        ];
+        match sizes.into_iter().find(|(_, mib)| *mib == 0) {
+            Some((field, mib)) => self.value(field, "must be at least 1 MiB", mib),
+            None => Ok(()),
+        }
+    }
+
     fn count(&self, field: &'static str, count: usize, least: usize) -> Result<(), ConfigError> {
         if (least..=1000).contains(&count) {
             return Ok(());
@@ -490,6 +445,8 @@ mod tests {
         let config = parse(LEAST).unwrap();
         assert_eq!(config.boot_deadline, Duration::from_secs(240));
         assert_eq!((config.keep.releases, config.keep.dependencies), (5, 4));
+        assert_eq!((config.keep.releases_mib, config.keep.dependencies_mib), (5120, 10_240));
+        assert_eq!((config.keep.log_mib, config.default_recipe), (256, None));
         assert_eq!(config.git.recipe, "towline.toml");
         assert_eq!((config.limits.tree_mib, config.limits.file_mib), (2048, 256));
         let passed: Vec<&str> = config.environment.keys().map(String::as_str).collect();
@@ -507,6 +464,11 @@ mod tests {
             ("dir = \"/srv/web\"", "dir = \"/srv/../web\"", "dir"),
             ("dir = \"/srv/web\"", "dir = \"/\"", "dir"),
             ("[git]", "[keep]\nreleases = 1\n[git]", "keep.releases"),
+            ("[git]", "[keep]\nreleases_mib = 0\n[git]", "keep.releases_mib"),
+            ("[git]", "[keep]\nlog_mib = 0\n[git]", "keep.log_mib"),
+            ("[git]", "[allow]\nunits = [\"web\"]\n[git]", "allow.units"),
+            ("[git]", "[allow]\nsignals = [\"SIGTERM\"]\n[git]", "allow.signals"),
+            ("group =", "default_recipe = \"recipe.toml\"\ngroup =", "default_recipe"),
             ("[source]\nfile", "[sauce]\nfile", "parse"),
             ("[source]\nfile = \"/etc/towline/web.json\"", "", "either"),
             ("[source]\nfile = \"/", "[source]\nfile = \"", "source.file"),
@@ -528,6 +490,13 @@ mod tests {
             let error = parse(&text).unwrap_err();
             assert!(error.to_string().contains(blamed), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_blank_config_is_valid() {
+        let config = Config::blank(Path::new("/tmp/x"), None, BTreeMap::new());
+        assert_eq!((config.dir.as_path(), config.keep.free_mib), (Path::new("/tmp/x"), 0));
+        assert_eq!((config.keep.releases, config.git.branch), (5, None));
     }
 
     #[test]

@@ -1,41 +1,49 @@
-//! Dependencies: installed once for each key, sealed, and linked into every release that has it.
+//! Dependencies and builds: made once for each key, sealed, and linked into every release that has it.
 //!
 //! ```text
-//!   inputs, command, runtime's output, platform ──► key ──► dependencies/<key>/<outputs>
+//!   install: inputs, command, runtime's output, platform ─┐
+//!   build:   subtree, command, runtime's output, platform,├─► key ──► dependencies/<key>/<outputs>
+//!            the install's key ───────────────────────────┘
 //!        staging/install/   only the inputs; the command runs here, with a throwaway HOME
+//!        staging/build/     a copy of the release's tree, with the dependencies in place; likewise
 //!              └─ checked and sealed ─► moved to its place ─► marked ─► linked into the release
+//!        place = "by-key":  the command runs in dependencies/<key> itself, and is checked, sealed and
+//!                           marked there; the release has symbolic links to the outputs
 //! ```
 //!
 //! Invariants
-//! - The command never sees the release, nor a tree that is in use.
+//! - The command never sees the release, nor may it write a tree that is in use: in a build's copy the
+//!   folders of the dependencies are its own, and their files are root's and read-only, so that it can put
+//!   files beside them and never change them.
 //! - A tree counts once its marker is there, and does not change afterwards: it is root's and
-//!   read-only where the agent is root.
+//!   read-only where the agent is root. What has no marker is thrown away at the next start.
 //! - A release gets hard links where the agent is root and the trees are sealed, and copies
 //!   elsewhere: a file that the app may write must not be shared.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use towline_protocol::recipe::{Install, RelativePath};
+use towline_protocol::recipe::{Build, CommandLine, Install, Place, RelativePath};
 
 use crate::process::{self, Environment, Job, ProcessError, Remains, RunAs};
-use crate::release::{self, Barrier, DiskError, MARKER_VERSION, Store, failed};
+use crate::release::{self, Barrier, DiskError, Store, failed};
 
+mod outputs;
 mod tree;
 
+pub use outputs::Outputs;
 pub use tree::TreeFault;
 
 /// How long the runtime's command may take: it prints a version.
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What an install is known by.
+/// What an install or a build is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     /// Names the tree: 64 hexadecimal digits.
@@ -44,38 +52,114 @@ pub struct Key {
     pub runtime: Option<String>,
 }
 
-/// Why dependencies could not be had.
+/// Which table of a recipe makes a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `[install]`
+    Install,
+    /// `[build]`
+    Build,
+}
+
+impl Step {
+    /// The table's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Step::Install => "install",
+            Step::Build => "build",
+        }
+    }
+
+    fn aim(self) -> &'static str {
+        match self {
+            Step::Install => "install the dependencies",
+            Step::Build => "build the release",
+        }
+    }
+}
+
+/// What makes a tree, as the recipe has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Making {
+    /// Which table it is.
+    pub step: Step,
+    /// What is run.
+    pub command: CommandLine,
+    /// What the release gets of it.
+    pub outputs: Vec<RelativePath>,
+    /// How long the command may take.
+    pub timeout: Duration,
+    /// Where the outputs lie.
+    pub place: Place,
+}
+
+impl From<&Install> for Making {
+    fn from(install: &Install) -> Self {
+        let Install { command, outputs, timeout, place, .. } = install.clone();
+        Self { step: Step::Install, command, outputs, timeout, place }
+    }
+}
+
+impl From<&Build> for Making {
+    fn from(build: &Build) -> Self {
+        let Build { command, outputs, timeout, .. } = build.clone();
+        Self { step: Step::Build, command, outputs, timeout, place: Place::Release }
+    }
+}
+
+/// Why dependencies, or what is built, could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The runtime's command failed.
     #[error("could not learn the runtime's version")]
     Runtime(#[source] ProcessError),
-    /// The install command failed.
-    #[error("could not install the dependencies")]
-    Command(#[source] ProcessError),
+    /// The command failed.
+    #[error("could not {}", step.aim())]
+    Command {
+        /// Whose command.
+        step: Step,
+        /// How.
+        source: ProcessError,
+    },
     /// The command succeeded and an output is not there.
-    #[error("the install command made no {output}, which install.outputs names")]
+    #[error("the {} command made no {output}, which {}.outputs names", step.as_str(), step.as_str())]
     NoOutput {
+        /// Whose command.
+        step: Step,
         /// The output.
         output: RelativePath,
     },
     /// A stored tree has lost something.
-    #[error("the stored dependencies in {} were not complete, and are thrown away", place.display())]
+    #[error("what was made in {} was not complete, and is thrown away", place.display())]
     Incomplete {
-        /// Where they were.
+        /// Where it was.
+        place: PathBuf,
+    },
+    /// A stored tree has lost something, and releases have links to it.
+    #[error("what was made in {} is not complete any more", place.display())]
+    Broken {
+        /// Where it is.
         place: PathBuf,
     },
     /// The release's own tree holds an output.
-    #[error("{output} is in the repository, and install.outputs names it too")]
+    #[error("{output} is in the repository, and {}.outputs names it too", step.as_str())]
     InTree {
+        /// Whose output.
+        step: Step,
         /// The output.
         output: RelativePath,
     },
     /// The tree holds what must not be linked into a release.
-    #[error("the installed tree is refused")]
-    Refused(#[source] TreeFault),
+    #[error("what the {} command made is refused", step.as_str())]
+    Refused {
+        /// Whose command.
+        step: Step,
+        /// What it holds.
+        source: TreeFault,
+    },
     /// Writing failed.
-    #[error("could not store the dependencies")]
+    #[error("could not store what was made for the release")]
     Disk(#[from] DiskError),
 }
 
@@ -84,17 +168,22 @@ impl InstallError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            InstallError::Runtime(source) | InstallError::Command(source) => source.hint(),
-            InstallError::NoOutput { .. } => {
-                Some("correct install.outputs, or make the command create it".to_owned())
+            InstallError::Runtime(source) | InstallError::Command { source, .. } => source.hint(),
+            InstallError::NoOutput { step, .. } => {
+                Some(format!("correct {}.outputs, or make the command create it", step.as_str()))
             }
-            InstallError::InTree { output } => {
+            InstallError::InTree { output, .. } => {
                 Some(format!("remove it from the repository: git rm -r --cached {output}"))
             }
-            InstallError::Refused(source) => source.hint(),
+            InstallError::Refused { source, .. } => source.hint(),
             InstallError::Incomplete { .. } => {
-                Some("nothing is to be done: the next attempt installs them anew".to_owned())
+                Some("nothing is to be done: the next attempt makes it anew".to_owned())
             }
+            InstallError::Broken { place } => Some(format!(
+                "releases link to it, so that it is not thrown away: put back what is missing, or release \
+                 a commit with other inputs and remove {} then",
+                place.display()
+            )),
             InstallError::Disk(source) => source.hint(),
         }
     }
@@ -104,22 +193,23 @@ impl InstallError {
     pub fn is_refusal(&self) -> bool {
         match self {
             InstallError::NoOutput { .. } | InstallError::InTree { .. } => true,
-            InstallError::Refused(source) => source.is_refusal(),
+            InstallError::Refused { source, .. } => source.is_refusal(),
             InstallError::Runtime(_)
-            | InstallError::Command(_)
+            | InstallError::Command { .. }
             | InstallError::Incomplete { .. }
+            | InstallError::Broken { .. }
             | InstallError::Disk(_) => false,
         }
     }
-}
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Marker {
-    version: u32,
-    command: String,
-    runtime: Option<String>,
-    /// How many files, directories and links there are; absent in markers of before it was counted.
-    entries: Option<u64>,
+    /// Is it about what is on disk here?
+    #[must_use]
+    pub fn is_about_disk(&self) -> bool {
+        matches!(
+            self,
+            InstallError::Disk(_) | InstallError::Incomplete { .. } | InstallError::Broken { .. }
+        )
+    }
 }
 
 /// Computes the key of a release's dependencies from its checked-out tree.
@@ -134,44 +224,88 @@ pub async fn key(
     run_as: &RunAs,
     stop: &CancellationToken,
 ) -> Result<Key, InstallError> {
-    let runtime = match &install.runtime {
-        None => None,
-        Some(command) => {
-            let job = Job {
-                label: "runtime",
-                command,
-                cwd: scratch,
-                run_as,
-                extra: home(scratch, run_as)?,
-                deadline: RUNTIME_DEADLINE,
-                capture: true,
-                remains: Remains::End,
-            };
-            let output = process::run(&job, stop).await.map_err(InstallError::Runtime)?;
-            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        }
-    };
+    let runtime = runtime(install.runtime.as_ref(), scratch, run_as, stop).await?;
     let mut inputs = BTreeMap::new();
     for input in &install.inputs {
         tree::contents(tree, input, &mut inputs)?;
     }
     let digest = release::digest(|hash| {
-        put(hash, "platform", platform().as_bytes());
-        put(hash, "command", install.command.program.as_bytes());
-        for arg in &install.command.args {
-            put(hash, "argument", arg.as_bytes());
-        }
-        for output in &install.outputs {
-            put(hash, "output", output.as_str().as_bytes());
-        }
-        put(hash, "runtime", runtime.as_deref().unwrap_or_default().as_bytes());
+        put_command(hash, &install.command, &install.outputs, runtime.as_deref());
         for (path, (mode, content)) in &inputs {
             put(hash, "input", path.as_bytes());
             put(hash, "mode", &mode.to_be_bytes());
             put(hash, "content", content);
         }
+        // A tree that may be moved must not be taken for one that may not.
+        if install.place == Place::ByKey {
+            put(hash, "place", b"by-key");
+        }
     });
     Ok(Key { digest, runtime })
+}
+
+/// Computes the key of what is built of a tree.
+///
+/// - `subtree`: the tree's id in git, which stands for all of its files.
+/// - `installed`: the key of the dependencies that the build sees.
+///
+/// # Errors
+///
+/// [`InstallError::Runtime`].
+pub async fn build_key(
+    build: &Build,
+    subtree: &str,
+    installed: Option<&Key>,
+    scratch: &Path,
+    run_as: &RunAs,
+    stop: &CancellationToken,
+) -> Result<Key, InstallError> {
+    let runtime = runtime(build.runtime.as_ref(), scratch, run_as, stop).await?;
+    let digest = release::digest(|hash| {
+        put_command(hash, &build.command, &build.outputs, runtime.as_deref());
+        put(hash, "subtree", subtree.as_bytes());
+        put(hash, "installed", installed.map_or("", |key| &key.digest).as_bytes());
+    });
+    Ok(Key { digest, runtime })
+}
+
+/// Runs a runtime's command, and returns what it printed.
+async fn runtime(
+    command: Option<&CommandLine>,
+    scratch: &Path,
+    run_as: &RunAs,
+    stop: &CancellationToken,
+) -> Result<Option<String>, InstallError> {
+    let Some(command) = command else { return Ok(None) };
+    let job = Job {
+        label: "runtime",
+        command,
+        cwd: scratch,
+        run_as,
+        extra: home(scratch, run_as)?,
+        deadline: RUNTIME_DEADLINE,
+        capture: true,
+        remains: Remains::End,
+    };
+    let output = process::run(&job, stop).await.map_err(InstallError::Runtime)?;
+    Ok(Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+}
+
+fn put_command(
+    hash: &mut Sha256,
+    command: &CommandLine,
+    outputs: &[RelativePath],
+    runtime: Option<&str>,
+) {
+    put(hash, "platform", platform().as_bytes());
+    put(hash, "command", command.program.as_bytes());
+    for arg in &command.args {
+        put(hash, "argument", arg.as_bytes());
+    }
+    for output in outputs {
+        put(hash, "output", output.as_str().as_bytes());
+    }
+    put(hash, "runtime", runtime.unwrap_or_default().as_bytes());
 }
 
 /// Puts one labelled value, with its length, so that no two lists of values look alike.
@@ -197,145 +331,90 @@ pub fn is_complete(store: &Store, key: &Key) -> bool {
     place.is_dir() && release::marker_path(&place).is_file()
 }
 
-/// Runs the install command of the release in `tree`; what it made lies in `scratch` afterwards, an
-/// empty directory of the store's staging area before. The barrier covers what was written.
+/// Lays out where an install command runs: only its inputs are there. The barrier covers what is written
+/// from then on.
 ///
 /// # Errors
 ///
-/// See [`InstallError`].
-pub async fn install(
-    store: &Store,
+/// [`InstallError::Disk`].
+pub fn lay_out_install(
+    outputs: &Outputs,
     install: &Install,
     tree: &Path,
     scratch: &Path,
     run_as: &RunAs,
-    stop: &CancellationToken,
 ) -> Result<Barrier, InstallError> {
-    let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;
-    let work = work(scratch);
-    own_dir(&work, run_as)?;
+    let dir = outputs.store.dir();
+    let barrier = Barrier::open(dir).map_err(failed("open", dir))?;
+    let work = outputs.work(scratch);
+    // By its key it may be there, half made.
+    release::discard(&work)?;
+    make_dir(&work)?;
     for input in &install.inputs {
-        tree::copy_input(tree, input, &work, run_as.account.as_ref())?;
+        tree::copy_input(tree, input, &work)?;
     }
-    let mut extra = home(scratch, run_as)?;
-    extra.extend(package_cache(store, run_as)?);
-    let job = Job {
-        label: "install",
-        command: &install.command,
-        cwd: &work,
-        run_as,
-        extra,
-        deadline: install.timeout,
-        capture: false,
-        remains: Remains::End,
-    };
-    process::run(&job, stop).await.map_err(InstallError::Command)?;
+    tree::give(&work, run_as.account.as_ref())?;
     Ok(barrier)
 }
 
-/// Where the command runs.
-fn work(scratch: &Path) -> PathBuf {
-    scratch.join("install")
+/// Lays out where a build runs: a copy of the release's tree, with what was installed linked into it.
+///
+/// Blocks, for as long as it takes to copy the tree.
+///
+/// # Errors
+///
+/// See [`InstallError`].
+pub fn lay_out_build(
+    outputs: &Outputs,
+    installed: Option<&Outputs>,
+    tree: &Path,
+    scratch: &Path,
+    run_as: &RunAs,
+    kept_mib: u64,
+) -> Result<Barrier, InstallError> {
+    let dir = outputs.store.dir();
+    let barrier = Barrier::open(dir).map_err(failed("open", dir))?;
+    let work = outputs.work(scratch);
+    make_dir(&work)?;
+    let all = RelativePath::new(".").map_err(|_| io::ErrorKind::InvalidInput.into());
+    tree::copy_input(tree, &all.map_err(failed("copy", tree))?, &work)?;
+    if let Some(installed) = installed {
+        installed.link(&work, kept_mib)?;
+    }
+    tree::give(&work, run_as.account.as_ref())?;
+    Ok(barrier)
 }
 
-/// What an install made, on its way into the store and into a release. Its trees may hold a hundred
-/// thousand files, so this blocks; `stop` is looked at with each.
-#[derive(Debug, Clone)]
-pub struct Outputs {
-    /// Where trees are kept.
-    pub store: Store,
-    /// What made them.
-    pub install: Install,
-    /// What they are known by.
-    pub key: Key,
-    /// Are trees made root's and read-only, so that their files can be shared?
-    pub is_sealed: bool,
-    /// Ends the work.
-    pub stop: CancellationToken,
+/// Runs the command of an install or a build where it was laid out.
+///
+/// # Errors
+///
+/// See [`InstallError`].
+pub async fn run(
+    outputs: &Outputs,
+    scratch: &Path,
+    run_as: &RunAs,
+    stop: &CancellationToken,
+) -> Result<(), InstallError> {
+    let Making { step, command, timeout, .. } = &outputs.making;
+    let mut extra = home(scratch, run_as)?;
+    extra.extend(package_cache(&outputs.store, run_as)?);
+    let job = Job {
+        label: step.as_str(),
+        command,
+        cwd: &outputs.work(scratch),
+        run_as,
+        extra,
+        deadline: *timeout,
+        capture: false,
+        remains: Remains::End,
+    };
+    let ran = process::run(&job, stop).await;
+    ran.map(|_| ()).map_err(|source| InstallError::Command { step: *step, source })
 }
 
-impl Outputs {
-    /// Checks what [`install`] has made in `scratch`, and stores it.
-    ///
-    /// # Errors
-    ///
-    /// See [`InstallError`]; nothing is stored then.
-    pub fn keep(&self, scratch: &Path, barrier: Barrier) -> Result<(), InstallError> {
-        let (store, work) = (&self.store, work(scratch));
-        let sealed = scratch.join("sealed");
-        fs::create_dir(&sealed).map_err(failed("create", &sealed))?;
-        fs::set_permissions(&sealed, fs::Permissions::from_mode(0o755))
-            .map_err(failed("set the mode of", &sealed))?;
-        for output in &self.install.outputs {
-            let made = work.join(output.as_str());
-            if fs::symlink_metadata(&made).is_err() {
-                return Err(InstallError::NoOutput { output: output.clone() });
-            }
-            tree::check(&work, &made, &store.staging(), &self.stop)
-                .map_err(InstallError::Refused)?;
-            let place = sealed.join(output.as_str());
-            make_parents(&sealed, output)?;
-            fs::rename(&made, &place).map_err(failed("move a tree to", &place))?;
-            // A file that has a name elsewhere too could be changed by it, and would be sealed there.
-            tree::separate(&place, &self.stop).map_err(failed("copy", &place))?;
-            if self.is_sealed {
-                tree::seal(&place, &self.stop).map_err(failed("seal", &place))?;
-            }
-        }
-        barrier.sync(&sealed).map_err(failed("make durable", &sealed))?;
-        let place = store.dependencies().join(&self.key.digest);
-        release::discard(&place)?;
-        let outputs = self.install.outputs.iter().map(|output| sealed.join(output.as_str()));
-        let entries = Some(outputs.map(|output| 1 + release::measure(&output).1).sum());
-        let (command, runtime) = (self.install.command.to_string(), self.key.runtime.clone());
-        let marker = Marker { version: MARKER_VERSION, command, runtime, entries };
-        release::complete(&sealed, &place, &marker)?;
-        Ok(())
-    }
-
-    /// Links the stored outputs into the release in `tree`, or copies them, for which there must be
-    /// space: `kept_mib` stay free.
-    ///
-    /// # Errors
-    ///
-    /// [`InstallError::InTree`] where the repository holds an output itself.
-    pub fn link(&self, tree: &Path, kept_mib: u64) -> Result<(), InstallError> {
-        let place = self.store.dependencies().join(&self.key.digest);
-        if !self.is_sealed {
-            let (bytes, entries) = release::measure(&place);
-            self.store.check_space(bytes, entries, kept_mib)?;
-        }
-        let mut entries = 0;
-        for output in &self.install.outputs {
-            let linked = tree.join(output.as_str());
-            if fs::symlink_metadata(&linked).is_ok() {
-                return Err(InstallError::InTree { output: output.clone() });
-            }
-            make_parents(tree, output)?;
-            match tree::link(&place.join(output.as_str()), &linked, self.is_sealed, &self.stop) {
-                Ok(count) => entries += count,
-                Err(error) if absent(&error) => return self.give_up(&place),
-                Err(error) => return Err(failed("link dependencies into", &linked)(error).into()),
-            }
-        }
-        let marker = fs::read(release::marker_path(&place)).unwrap_or_default();
-        match serde_json::from_slice::<Marker>(&marker) {
-            Ok(Marker { entries: Some(stored), .. }) if stored != entries => self.give_up(&place),
-            _ => Ok(()),
-        }
-    }
-
-    /// Somebody has taken something out of a stored tree: it is thrown away, and made anew next time.
-    fn give_up(&self, place: &Path) -> Result<(), InstallError> {
-        release::discard(place)?;
-        Err(InstallError::Incomplete { place: place.to_owned() })
-    }
-}
-
-fn make_parents(root: &Path, path: &RelativePath) -> Result<(), DiskError> {
-    let Some(parent) = Path::new(path.as_str()).parent() else { return Ok(()) };
-    let dir = root.join(parent);
-    fs::create_dir_all(&dir).map_err(failed("create", &dir))
+fn make_dir(dir: &Path) -> Result<(), DiskError> {
+    fs::DirBuilder::new().mode(0o755).create(dir).map_err(failed("create", dir))
 }
 
 /// A home for one command, that nothing outlives.
@@ -363,8 +442,8 @@ fn package_cache(store: &Store, run_as: &RunAs) -> Result<Environment, DiskError
 }
 
 /// Makes a directory that the app's user may write.
-pub(crate) fn own_dir(dir: &Path, run_as: &RunAs) -> Result<(), DiskError> {
-    fs::DirBuilder::new().mode(0o755).create(dir).map_err(failed("create", dir))?;
+fn own_dir(dir: &Path, run_as: &RunAs) -> Result<(), DiskError> {
+    make_dir(dir)?;
     match &run_as.account {
         Some(account) => std::os::unix::fs::lchown(dir, Some(account.uid), Some(account.gid))
             .map_err(failed("give to the app's user", dir)),
@@ -389,59 +468,4 @@ pub fn bound_package_cache(store: &Store, max_mib: u64) -> Result<bool, DiskErro
 /// Tells apart what cannot be read from what is not there.
 fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs::File;
-    use towline_protocol::recipe::Recipe;
-
-    fn outputs(dir: &Path) -> Outputs {
-        let text = "[install]\ncommand = [\"true\"]\ninputs = [\"lock\"]\noutputs = [\"made\"]\n\
-                    [manager]\npid_file = \"/run/x.pid\"\nreload = \"SIGHUP\"\nstart = [\"./start\"]\n\
-                    [health]\ntcp = \"127.0.0.1:1\"\n";
-        let install = Recipe::parse(text).unwrap().install.unwrap();
-        let store = Store::new(dir);
-        store.prepare().unwrap();
-        let key = Key { digest: "a".repeat(64), runtime: None };
-        Outputs { store, install, key, is_sealed: false, stop: CancellationToken::new() }
-    }
-
-    /// Stores a tree of one file.
-    fn keep(outputs: &Outputs) -> Result<(), InstallError> {
-        let scratch = outputs.store.staging().join("install");
-        release::remove_tree(&scratch).unwrap();
-        fs::create_dir_all(work(&scratch).join("made")).unwrap();
-        File::create(work(&scratch).join("made/x")).unwrap().set_len(1).unwrap();
-        outputs.keep(&scratch, Barrier::open(outputs.store.dir()).unwrap())
-    }
-
-    #[test]
-    fn a_copy_of_dependencies_is_made_where_there_is_space_for_it_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let outputs = outputs(dir.path());
-        keep(&outputs).unwrap();
-        let tree = outputs.store.staging().join("release");
-        fs::create_dir(&tree).unwrap();
-        let outcome = outputs.link(&tree, u64::MAX >> 21);
-        assert!(matches!(outcome, Err(InstallError::Disk(DiskError::Space { .. }))), "{outcome:?}");
-        assert!(!tree.join("made").exists(), "nothing was written");
-        outputs.link(&tree, 0).unwrap();
-        assert!(tree.join("made/x").exists());
-    }
-
-    #[test]
-    fn what_is_stopped_ends_before_its_next_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let outputs = outputs(dir.path());
-        keep(&outputs).unwrap();
-        outputs.stop.cancel();
-        let outcome = outputs.link(&outputs.store.staging(), 0);
-        assert!(matches!(outcome, Err(InstallError::Disk(_))), "{outcome:?}");
-        assert!(!outputs.store.staging().join("made").exists());
-        let error = keep(&outputs).unwrap_err();
-        assert!(!error.is_refusal(), "nothing was learned about the tree: {error}");
-        assert!(tree::seal(dir.path(), &outputs.stop).is_err());
-    }
 }

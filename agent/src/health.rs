@@ -247,6 +247,7 @@ fn judge(
             let place = match place {
                 RevisionAt::Header(name) => format!("header {name}"),
                 RevisionAt::Json(pointer) => format!("json {pointer}"),
+                RevisionAt::Body => "its body".to_owned(),
             };
             // Perhaps it does not know yet: a front that says that the app is starting.
             Verdict::unhealthy(tried, &format!("names no revision at {place}; expected {expected}"))
@@ -261,6 +262,12 @@ fn named(answer: &Answer, place: &RevisionAt) -> Option<String> {
         RevisionAt::Json(pointer) => {
             let body: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
             body.pointer(pointer)?.as_str()?.to_owned()
+        }
+        // A page that is served in its place is no revision, and is not shown whole.
+        RevisionAt::Body => {
+            let text = std::str::from_utf8(&answer.body).ok()?.trim();
+            let is_id = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_id.then(|| text.to_owned())?
         }
     };
     Some(named.trim().to_owned()).filter(|named| !named.is_empty())
@@ -312,7 +319,13 @@ mod tests {
         let wrong = Err((Cause::WrongRevision, "serves revision 4f2c91f, not 4f2c91e0"));
         let none = Err((Cause::Unhealthy, "names no revision at json /app/revision"));
         let unhealthy = |part| Err((Cause::Unhealthy, part));
+        let body = Some(RevisionAt::Body);
+        let line = format!("{}\n", revision());
+        let page = Err((Cause::Unhealthy, "names no revision at its body"));
         let cases = [
+            ("the whole body", body.clone(), answer(200, None, &line), Ok(true)),
+            ("a page in its place", body.clone(), answer(200, None, "<html>"), page),
+            ("another's body", body, answer(200, None, "4f2c91f"), wrong),
             ("a status is enough", None, answer(204, None, ""), Ok(false)),
             ("too high a status", None, answer(300, None, ""), unhealthy("status 300")),
             ("not well", None, answer(503, None, &full), unhealthy("GET u: status 503")),

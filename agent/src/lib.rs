@@ -9,10 +9,12 @@
 //! `machine` and `journal` decide and never act; everything else acts and never decides what a
 //! deploy should do next.
 
+pub mod bake;
 pub mod bootstrap;
 pub mod check;
 pub mod config;
 pub mod dependencies;
+pub mod doctor;
 pub mod error;
 pub mod git;
 pub mod health;
@@ -26,3 +28,4 @@ pub mod shown;
 pub mod source;
 pub mod status;
 pub mod systemd;
+pub mod trial;

@@ -118,8 +118,10 @@ pub enum Outcome {
     Activated(How),
     /// The activation could not begin, and has touched nothing; why, in one line.
     Untouched(String),
-    /// The workers were replaced.
-    Proved(Evidence),
+    /// The release's own hook failed before anything was touched; why, in one line.
+    Refused(String),
+    /// The workers were replaced; `None` where there are none that could show anything.
+    Proved(Option<Evidence>),
     /// The probes were passed, through the window that was asked for. `served`: and each named the
     /// revision.
     Healthy {
@@ -179,6 +181,9 @@ pub enum Task {
         from: Option<Release>,
         /// How far to go.
         how: How,
+        /// Is it a deploy, whose hooks are due? Not where something is made live again that was, or that
+        /// was good here before a boot.
+        is_deploy: bool,
     },
     /// Wait until the workers are those of this release.
     Prove(Release),
@@ -558,7 +563,8 @@ impl Machine {
     }
 
     /// What must stay on disk: the live release, what a restore would need, the target's two.
-    fn keep(&self) -> BTreeSet<Revision> {
+    #[must_use]
+    pub fn keep(&self) -> BTreeSet<Revision> {
         let mut keep: BTreeSet<Revision> = self.live_revision().into_iter().cloned().collect();
         let other = |revision: &&Revision| {
             Some(*revision) != self.live_revision() && self.releases.contains(revision)

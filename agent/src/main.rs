@@ -13,11 +13,15 @@ use std::time::{Duration, SystemTime};
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use towline_agent::config::{Config, ConfigError};
+use towline_agent::bake::{self, Baked};
+use towline_agent::config::{Config, ConfigError, ENVIRONMENT};
 use towline_agent::release::{DiskError, Store};
 use towline_agent::shell::{End, Until};
+use towline_agent::status::Seen;
 use towline_agent::systemd::Notify;
-use towline_agent::{bootstrap, check, error, git, status};
+use towline_agent::trial::{Trial, TrialError, Tried};
+use towline_agent::{bootstrap, check, doctor, error, git};
+use towline_protocol::ids::Revision;
 use towline_protocol::recipe;
 use tracing_subscriber::EnvFilter;
 
@@ -66,6 +70,55 @@ enum Command {
         #[arg(long, short)]
         config: PathBuf,
     },
+    /// Prepare a release of a local checkout as a deploy would, and swap nothing.
+    ///
+    /// What is committed is tried: HEAD of the work tree in DIR. It is checked out under the limits of a
+    /// tree, the recipe's commands are run and their outputs checked, in a place of its own that is removed
+    /// at the end. Nothing is fetched, and no agent and no config is needed. Exit codes: 0 it was prepared;
+    /// 1 a deploy would fail; 2 wrong usage; 78 wrong configuration.
+    Try {
+        /// The top of a checkout.
+        dir: PathBuf,
+        /// Host config to go by: its recipe's name, default recipe, limits, user and pass_env.
+        #[arg(long, short)]
+        config: Option<PathBuf>,
+        /// The account that runs the recipe's commands; compulsory for root without --config.
+        #[arg(long)]
+        user: Option<String>,
+        /// A variable of the environment that the commands get besides PATH, LANG, LC_ALL and TZ, where
+        /// --config does not say; may be repeated.
+        #[arg(long = "pass-env", value_name = "NAME")]
+        pass_env: Vec<String>,
+        /// Keep the release below this directory, which must not be there yet.
+        #[arg(long, value_name = "NEW DIR")]
+        keep: Option<PathBuf>,
+    },
+    /// Fill the app's directory while an image is built: git cache, release and dependencies.
+    ///
+    /// No coordinator is asked, nothing is started, and no identity is left: what an agent has noted here
+    /// of an instance (its token, its journal) is removed. An instance that boots from the image serves
+    /// the release where it is told nothing, or cannot have what it is told. Exit codes: 0 baked; 1 the
+    /// revision cannot be prepared, or the app runs here; 2 wrong usage; 75 trying again may help (an
+    /// outage, a full disk, an agent that runs); 78 wrong configuration.
+    Bake {
+        /// A full commit id; the newest of git.branch by default.
+        revision: Option<Revision>,
+        #[command(flatten)]
+        work: Work,
+    },
+    /// Say line by line how this host stands, and what to do where something is wrong.
+    ///
+    /// Permissions, space, user, units, clock, origin and coordinator are looked at; nothing is changed, and
+    /// an agent may run meanwhile. Exit codes: 0 nothing is wrong, though it may be doubtful; 1 something
+    /// is (FAIL); 2 wrong usage; 78 wrong configuration.
+    Doctor {
+        /// Host config, such as /etc/towline/web.toml.
+        #[arg(long, short)]
+        config: PathBuf,
+        /// Print one JSON object with a schema version.
+        #[arg(long)]
+        json: bool,
+    },
     /// Say line by line what is wrong with a repository's recipe and tree, or with host config.
     ///
     /// Exit 0 when all is valid, 1 otherwise.
@@ -73,7 +126,7 @@ enum Command {
         /// The top of the repository's work tree; `.` by default, unless --config is given.
         dir: Option<PathBuf>,
         /// Host config to check, such as /etc/towline/web.toml; with DIR, its git.recipe names the
-        /// recipe.
+        /// recipe, and [allow] says what that may use.
         #[arg(long, short)]
         config: Option<PathBuf>,
     },
@@ -106,6 +159,12 @@ fn main() -> ExitCode {
         Command::Once(work) => run(&work, &variables, Until::Settled),
         Command::Status { config, json } => say_status(&config, json, &variables),
         Command::Goodbye { config } => say_goodbye(&config, &variables),
+        Command::Try { dir, config, user, pass_env, keep } => {
+            let trial = Trial { dir, config: None, user, temporary: temporary(&variables), keep };
+            try_out(trial, config.as_deref(), &pass_env, &variables)
+        }
+        Command::Bake { revision, work } => bake(&work, revision, &variables),
+        Command::Doctor { config, json } => examine(&config, json, &variables),
         Command::Check { dir, config } => check(dir, config.as_deref(), &variables),
     }
 }
@@ -223,20 +282,149 @@ fn say_goodbye(path: &Path, variables: &BTreeMap<String, String>) -> ExitCode {
     }
 }
 
-async fn work_until(config: Config, notify: Notify, until: Until) -> ExitCode {
+/// Ends with SIGTERM or SIGINT; in a runtime.
+fn until_told() -> io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        match signal(kind) {
-            Ok(mut signals) => {
-                let stop = stop.clone();
-                tokio::spawn(async move {
-                    signals.recv().await;
-                    stop.cancel();
-                });
-            }
-            Err(error) => return complain(&error, None, FAILED),
+        let (mut signals, stop) = (signal(kind)?, stop.clone());
+        tokio::spawn(async move {
+            signals.recv().await;
+            stop.cancel();
+        });
+    }
+    Ok(stop)
+}
+
+/// Where scratch places are made.
+fn temporary(variables: &BTreeMap<String, String>) -> PathBuf {
+    let named = variables.get("TMPDIR").filter(|dir| !dir.is_empty());
+    named.map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's answer")]
+fn try_out(
+    mut trial: Trial,
+    config: Option<&Path>,
+    pass_env: &[String],
+    variables: &BTreeMap<String, String>,
+) -> ExitCode {
+    if let Err(code) = install_tls() {
+        return code;
+    }
+    git::initialise();
+    if let Some(path) = config {
+        match load(path, variables) {
+            Ok(config) => trial.config = Some(config),
+            Err(code) => return code,
         }
     }
+    let is_passed = |name: &String| ENVIRONMENT.contains(&name.as_str()) || pass_env.contains(name);
+    let passed = variables.iter().filter(|(name, _)| is_passed(name));
+    let environment = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let dir = trial.dir.clone();
+    let tried = runtime().map(|runtime| {
+        runtime.block_on(async move {
+            let stop = until_told()?;
+            io::Result::Ok(trial.run(environment, &stop).await)
+        })
+    });
+    match tried {
+        Ok(Ok(Ok(tried))) => {
+            let Tried { revision, subject, changed, note, release } = tried;
+            let (short, dir) = (revision.short(), dir.display());
+            println!("{short} {subject:?}, as committed in {dir}: {note}");
+            if changed > 0 {
+                println!("not tried: {changed} files of the work tree, which differ from it");
+            }
+            if let Some(release) = release {
+                println!("the release is kept in {}", release.display());
+            }
+            ExitCode::SUCCESS
+        }
+        Ok(Ok(Err(error))) => {
+            if let TrialError::Failed { parts, .. } = &error {
+                for part in parts {
+                    println!("{}:\n{}", part.source, part.text);
+                }
+            }
+            let hint = error.hint();
+            let code = if error.is_about_config() { CONFIG } else { FAILED };
+            complain(&error, hint, code)
+        }
+        Ok(Err(error)) | Err(error) => complain(&error, None, FAILED),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's answer")]
+fn examine(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> ExitCode {
+    if let Err(code) = install_tls() {
+        return code;
+    }
+    git::initialise();
+    let config = match load(path, variables) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let found = match runtime() {
+        Ok(runtime) => {
+            let found = runtime.block_on(doctor::examine(&config));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            found
+        }
+        Err(error) => return complain(&error, None, FAILED),
+    };
+    if json {
+        println!("{:#}", found.json());
+    } else {
+        println!("{}", found.text());
+    }
+    if found.is_well() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's answer")]
+fn bake(work: &Work, revision: Option<Revision>, variables: &BTreeMap<String, String>) -> ExitCode {
+    if let Err(code) = install_tls() {
+        return code;
+    }
+    git::initialise();
+    let config = match load(&work.config, variables) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    log(work, variables);
+    let dir = config.dir.clone();
+    let baked = runtime().map(|runtime| {
+        let baked = runtime.block_on(async {
+            let stop = until_told()?;
+            io::Result::Ok(bake::bake(config, revision, &stop).await)
+        });
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        baked
+    });
+    match baked {
+        Ok(Ok(Ok(Baked { revision, note }))) => {
+            let how = note.as_deref().unwrap_or("it was there already");
+            println!("baked {revision} into {}: {how}", dir.display());
+            ExitCode::SUCCESS
+        }
+        Ok(Ok(Err(error))) => {
+            let code = match () {
+                () if error.is_about_config() => CONFIG,
+                () if error.is_temporary() => TRY_LATER,
+                () => FAILED,
+            };
+            let hint = error.hint();
+            complain(&error, hint, code)
+        }
+        Ok(Err(error)) | Err(error) => complain(&error, None, FAILED),
+    }
+}
+
+async fn work_until(config: Config, notify: Notify, until: Until) -> ExitCode {
+    let stop = match until_told() {
+        Ok(stop) => stop,
+        Err(error) => return complain(&error, None, FAILED),
+    };
     let (shell, effects) = match bootstrap::start(config, notify).await {
         Ok(started) => started,
         Err(error) => {
@@ -260,8 +448,14 @@ fn say_status(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> 
         Err(code) => return code,
     };
     let store = Store::new(&config.dir);
-    let status = match store.read_status() {
-        Ok(Some(status)) => status,
+    let seen = match runtime() {
+        Ok(runtime) => runtime.block_on(Seen::look(&store)),
+        Err(error) => return complain(&error, None, FAILED),
+    };
+    let now_s = seconds_now();
+    match seen {
+        Ok(Some(seen)) if json => println!("{:#}", seen.json(now_s)),
+        Ok(Some(seen)) => println!("{}", seen.text(now_s)),
         Ok(None) => {
             let error =
                 io::Error::other(format!("no agent has run for {} yet", config.dir.display()));
@@ -275,24 +469,6 @@ fn say_status(path: &Path, json: bool, variables: &BTreeMap<String, String>) -> 
             };
             return complain(&error, hint, FAILED);
         }
-    };
-    let is_running = store.is_locked();
-    let now_s = seconds_now();
-    // What cannot be read is not told; the rest is.
-    let contact = store.read_contact().ok().flatten();
-    if json {
-        let answer = serde_json::json!({
-            "schema_version": status::SCHEMA_VERSION,
-            "agent_running": is_running,
-            "agent_pid": store.holder().filter(|_| is_running),
-            "age_s": now_s.saturating_sub(status.written_s),
-            "coordinator": contact,
-            "status": status,
-        });
-        println!("{answer:#}");
-    } else {
-        let said = status::text(&status, contact.as_ref(), is_running, store.holder(), now_s);
-        println!("{said}");
     }
     ExitCode::SUCCESS
 }
@@ -312,26 +488,25 @@ fn check(
         return code;
     }
     let mut is_valid = true;
-    let mut recipe = recipe::FILE_NAME.to_owned();
+    let mut host = None;
     if let Some(path) = config {
         let (findings, config) = check::config(path, variables);
         let (said, valid) = findings.conclude();
         println!("{said}");
         is_valid &= valid;
-        if let Some(config) = config {
-            recipe = config.git.recipe;
-        }
+        host = config;
     }
+    let recipe = host.as_ref().map_or(recipe::FILE_NAME, |host| &host.git.recipe);
     let default = || config.is_none().then(|| PathBuf::from("."));
     if let Some(dir) = dir.or_else(default) {
-        match check::recipe(&dir, &recipe) {
+        match check::recipe(&dir, recipe, host.as_ref()) {
             Ok(findings) => {
                 let (said, valid) = findings.conclude();
                 println!("{said}");
                 is_valid &= valid;
             }
             Err(error) => {
-                let what = format!("could not read {}: {error}", dir.join(&recipe).display());
+                let what = format!("could not read {}: {error}", dir.join(recipe).display());
                 let error = io::Error::new(error.kind(), what);
                 let hint = "name the top of a repository that holds one".to_owned();
                 return complain(&error, Some(hint), FAILED);

@@ -43,7 +43,7 @@ mod turnover;
 
 pub use judge::{Judgement, Pending, Seen, Snapshot, View, Worker, judge};
 pub use prove::{CrashWatch, Proof, ProveError, prove};
-pub use releases::{are_of_one_release, releases_in_use, stray, works_below};
+pub use releases::{are_of_one_release, releases_in_use, stray, trees_in_use, works_below};
 pub use stop::{StopError, Stopped, stop};
 
 use pid_file::{PidFile, Reading};

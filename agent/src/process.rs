@@ -11,10 +11,12 @@
 //! the agent's, and an environment of which every entry was chosen. It is judged by the exit of the
 //! direct child: one that leaves a daemon holding the output pipe holds up nobody.
 //!
-//! What remains is found in three ways: by process group and session while the direct child is not
-//! yet reaped (so that its pid cannot name anything else), by descent from it, and by a marker in
-//! the environment, which a daemon keeps when it calls `setsid` and forks twice. A process that
-//! leaves the session *and* starts anew with an empty environment is not found.
+//! What remains is found, where the kernel has cgroups of version 2 and the agent may make some, by a
+//! cgroup of the job's own, which nothing of it can leave ([`CgroupHome`]). Elsewhere the agent is the
+//! parent of orphans ([`adopt_orphans`]), and the job's processes are known by a limit that they inherit.
+//! In both cases also by process group and session while the direct child is not yet reaped (so that its
+//! pid cannot name anything else), by descent from it, and, as the last resort, by a marker in the
+//! environment, which a daemon keeps when it calls `setsid` and forks twice.
 //!
 //! A child also dies with the thread that started it (`PR_SET_PDEATHSIG` means the thread), so [`run`]
 //! is for the agent's main thread, which runs the runtime, and not for a pool's.
@@ -22,7 +24,8 @@
 //! Dropping [`run`]'s future kills the child's process group at once and sweeps the rest in a task of
 //! the runtime; what the runtime no longer gets to is for [`end_leftovers`] at the next start.
 //!
-//! The one child that is not contained is the app's own start command: [`launch`].
+//! The one child that is not contained is the app's own start command: [`launch`]. It has a cgroup that
+//! is never swept, and no limit and no marker.
 //!
 //! Refused here: to read the agent's environment, to know any recipe, to retry.
 
@@ -44,18 +47,25 @@ use towline_protocol::recipe::CommandLine;
 use tracing::warn;
 
 mod account;
+mod cgroup;
 mod contain;
 mod error;
 mod launch;
 mod log;
+mod orphans;
 mod streams;
 mod table;
 
 pub use account::{Account, AccountError};
+pub use cgroup::CgroupHome;
 pub use error::ProcessError;
 pub use launch::{Launched, launch};
+pub use orphans::adopt_orphans;
 
+use cgroup::{Cgroup, Kind};
 use contain::{Contained, Ending, Marker, Target};
+use orphans::Limit;
+pub(crate) use orphans::reap_orphan;
 pub(crate) use table::{
     Stat, TICKS_PER_SECOND, all, arguments, descendants, executable, is_in_cgroup, lives, members,
     now_ticks, off_thread, own_line, owned, real_uid, session_members, working_directory,
@@ -71,7 +81,7 @@ pub const GRACE: Duration = Duration::from_secs(5);
 pub const CAPTURE_BYTES_MAX: usize = 64 * 1024;
 
 /// Where programs are looked for, unless the environment that is passed in says otherwise.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Marks every contained child of one app; its value is the app's tag.
 const MARKER_APP: &str = "TOWLINE_CHILD";
@@ -88,6 +98,8 @@ pub struct RunAs {
     pub environment: Environment,
     /// Identifies the app on this instance, such as its directory; never two apps by one tag.
     pub tag: String,
+    /// Where each gets a cgroup of its own; `None` where there are none.
+    pub cgroups: Option<CgroupHome>,
     /// How long they may take to end once asked to; [`GRACE`] by default.
     pub grace: Duration,
 }
@@ -218,9 +230,45 @@ pub async fn run(job: &Job<'_>, stop: &CancellationToken) -> Result<Output, Proc
 ///
 /// Called once at start, before any command is run: it would end those as well. Returns how many
 /// processes were found.
-pub async fn end_leftovers(tag: &str) -> usize {
-    let target = Target { leader: None, marker: Some(Marker::of_app(tag)) };
-    contain::end(&target, Duration::ZERO).await
+pub async fn end_leftovers(tag: &str, cgroups: Option<&CgroupHome>) -> usize {
+    let left = |home: &CgroupHome| home.of(tag, Kind::Job);
+    let target = Target {
+        leader: None,
+        marker: Some(Marker::of_app(tag)),
+        cgroups: cgroups.map(left).unwrap_or_default(),
+        limit: Some(Limit::of_app(tag)),
+    };
+    let found = contain::end(&target, Duration::ZERO).await;
+    if let Some(home) = cgroups {
+        home.remove_empty(tag);
+    }
+    found
+}
+
+/// What a child is held in, besides its session.
+#[derive(Debug)]
+struct Holds {
+    cgroup: Option<Cgroup>,
+    limit: Option<Limit>,
+    /// Does it die with the agent?
+    is_contained: bool,
+}
+
+impl Holds {
+    /// Makes the child's cgroup, as far as there can be any. A full or foreign one keeps no child from
+    /// running: it is found by other means then.
+    fn make(run_as: &RunAs, kind: Kind, is_contained: bool) -> Holds {
+        let made = run_as.cgroups.as_ref().map(|home| {
+            if kind == Kind::App {
+                home.remove_empty(&run_as.tag);
+            }
+            Cgroup::make(home, &run_as.tag, kind)
+        });
+        let cgroup = made.and_then(|made| {
+            made.inspect_err(|error| warn!(%error, "could not make a cgroup for a command")).ok()
+        });
+        Holds { cgroup, limit: None, is_contained }
+    }
 }
 
 /// Puts a command together: arguments, directory, user, environment and what happens before exec.
@@ -229,7 +277,7 @@ fn assemble(
     cwd: &Path,
     run_as: &RunAs,
     own: &Environment,
-    contained: bool,
+    holds: &Holds,
 ) -> Command {
     let mut child = Command::new(&command.program);
     child
@@ -242,7 +290,7 @@ fn assemble(
         // As root, setting a uid drops the supplementary groups as well.
         child.uid(account.uid).gid(account.gid);
     }
-    confine(&mut child, contained);
+    confine(&mut child, holds);
     child
 }
 
@@ -269,15 +317,25 @@ fn environment(run_as: &RunAs, own: &Environment, cwd: &Path) -> Environment {
     all
 }
 
+/// Arranges the same for a program of the agent's own, such as `ssh`, which whoever starts it ends.
+pub(crate) fn confine_own(command: &mut Command) {
+    confine(command, &Holds { cgroup: None, limit: None, is_contained: true });
+}
+
 /// Arranges what the child does between fork and exec.
 #[allow(unsafe_code, reason = "pre_exec: what runs there makes async-signal-safe calls only")]
-fn confine(command: &mut Command, contained: bool) {
+fn confine(command: &mut Command, holds: &Holds) {
     let agent = nix::unistd::getpid();
     let descriptors = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(DESCRIPTORS_MAX, |(soft, _)| soft.min(DESCRIPTORS_MAX));
-    // SAFETY: `prepare` allocates nothing, takes no lock, and makes system calls only.
+    let door = holds.cgroup.as_ref().and_then(|cgroup| cgroup.door().ok());
+    let (limit, contained) = (holds.limit, holds.is_contained);
+    // SAFETY: `enter` and `prepare` allocate nothing, take no lock, and make system calls only.
     unsafe {
-        command.pre_exec(move || prepare(agent, descriptors, contained).map_err(Into::into));
+        command.pre_exec(move || {
+            enter(door.as_ref(), limit);
+            prepare(agent, descriptors, contained).map_err(Into::into)
+        });
     }
 }
 
@@ -288,11 +346,43 @@ fn watch_exit(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }
 
+/// Has anybody this file open for writing, or mapped so? Where the file system cannot tell, no.
+///
+/// - `file`: of the agent's own user, opened for reading.
+#[allow(unsafe_code, reason = "fcntl's leases have no safe wrapper")]
+pub(crate) fn has_writer(file: &std::fs::File) -> bool {
+    use std::os::fd::AsRawFd;
+    /// fcntl(2): which signal says so.
+    const F_SETSIG: libc::c_int = 10;
+    let file = file.as_raw_fd();
+    // SAFETY: three calls with numbers, on a descriptor that is open. A lease to read is refused to a file
+    // that is open for writing. It is given back at once; should somebody open the file in between, the
+    // kernel says so by a signal that is ignored by default, and no other.
+    unsafe {
+        libc::fcntl(file, F_SETSIG, libc::SIGURG);
+        let refused = libc::fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) == -1
+            && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+        libc::fcntl(file, libc::F_SETLEASE, libc::F_UNLCK);
+        refused
+    }
+}
+
 /// The most descriptors that are closed one by one, on kernels that cannot close a range.
 const DESCRIPTORS_MAX: u64 = 65_536;
 
 /// The highest number of a signal.
 const SIGNAL_MAX: libc::c_int = 64;
+
+/// Goes into what holds the child. One that is refused is found by other means, and runs.
+fn enter(door: Option<&OwnedFd>, limit: Option<Limit>) {
+    if let Some(door) = door {
+        rustix::io::write(door, b"0").ok();
+    }
+    if let Some(value) = limit.map(Limit::value) {
+        use nix::sys::resource::{Resource, setrlimit};
+        setrlimit(Resource::RLIMIT_RTTIME, value, value).ok();
+    }
+}
 
 /// What the child does between fork and exec; by then it has its user and its directory.
 #[allow(unsafe_code, reason = "system calls that have no safe wrapper")]
@@ -352,6 +442,7 @@ mod tests {
             }),
             environment: environment.iter().map(pair).collect(),
             tag: "/srv/web".to_owned(),
+            cgroups: None,
             grace: GRACE,
         }
     }

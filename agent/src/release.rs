@@ -6,7 +6,7 @@
 //!         releases/<revision>.json             its marker, written last: complete or absent
 //!         dependencies/<key>/, <key>.json      likewise
 //!         shared/…                             what outlives releases
-//!         log/app.log                          what `start` printed
+//!         log/app.log, app.log.1               what `start` printed, and what was before that
 //!         staging/, cache/                     work in progress; what package managers downloaded
 //!         .towline/                            the lock, the journal, the git cache; 0700
 //! ```
@@ -17,7 +17,6 @@
 //! - What is removed loses its marker first; only what bears a name of Towline's own is removed.
 //! - Nothing here decides what should serve.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -27,15 +26,21 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use towline_protocol::ids::Revision;
 
+mod app_log;
 mod claim;
 mod durable;
 mod error;
 pub(crate) mod links;
+mod quota;
+pub(crate) mod reflink;
+mod seize;
 pub mod state;
 
 pub use durable::{Barrier, measure, remove_tree, size_bytes};
 pub use error::DiskError;
 pub(crate) use error::failed;
+pub use quota::{Needed, Quota};
+pub(crate) use seize::{make_shared, open_plain, seize};
 
 pub use towline_protocol::recipe::REVISION_FILE;
 
@@ -55,8 +60,11 @@ pub struct Marker {
     pub recipe: String,
     /// The key of its dependency tree; `None` where the recipe has no install.
     pub dependencies: Option<String>,
-    /// What the recipe's runtime command printed.
+    /// What the recipe's runtime commands printed.
     pub runtime: Option<String>,
+    /// The key of what was built; `None` where the recipe has no build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
 }
 
 impl Marker {
@@ -64,7 +72,7 @@ impl Marker {
     #[must_use]
     pub fn new(revision: Revision, subtree: String, recipe: String) -> Self {
         let version = MARKER_VERSION;
-        Self { version, revision, subtree, recipe, dependencies: None, runtime: None }
+        Self { version, revision, subtree, recipe, dependencies: None, runtime: None, build: None }
     }
 
     /// Have both releases the same subtree and the same recipe?
@@ -72,6 +80,19 @@ impl Marker {
     pub fn is_like(&self, other: &Marker) -> bool {
         self.subtree == other.subtree && self.recipe == other.recipe
     }
+}
+
+/// What room there is.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// How much can be written.
+    pub free_bytes: u64,
+    /// How many files can be made; `None` where the file system makes inodes as they are needed.
+    pub free_inodes: Option<u64>,
+    /// What the smallest file takes.
+    pub block_bytes: u64,
+    /// Can nothing be written at all?
+    pub is_read_only: bool,
 }
 
 /// The app's directory, and what is where in it.
@@ -100,6 +121,7 @@ impl Store {
             return Err(failed("use the directory", &self.dir)(source));
         }
         self.check_claim()?;
+        self.check_owner()?;
         let open =
             [self.releases(), self.dependencies(), self.shared(), self.log(), self.staging()];
         for dir in open {
@@ -265,6 +287,22 @@ impl Store {
         Ok(())
     }
 
+    /// Measures the file system.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not answer.
+    pub fn space(&self) -> Result<Space, DiskError> {
+        let stat = rustix::fs::statvfs(&self.dir)
+            .map_err(|error| failed("measure", &self.dir)(error.into()))?;
+        Ok(Space {
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+            block_bytes: stat.f_frsize,
+            is_read_only: stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+        })
+    }
+
     /// Checks that `bytes` and `entries` can be written and host config's reserve stays free.
     ///
     /// # Errors
@@ -273,22 +311,20 @@ impl Store {
     pub fn check_space(&self, bytes: u64, entries: u64, kept_mib: u64) -> Result<(), DiskError> {
         const MIB: u64 = 1 << 20;
         let path = self.dir.clone();
-        let stat = rustix::fs::statvfs(&self.dir)
-            .map_err(|error| failed("measure", &self.dir)(error.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let space = self.space()?;
+        let free = space.free_bytes;
         // A file takes whole blocks.
-        let needed = bytes.saturating_add(entries.saturating_mul(stat.f_frsize));
+        let needed = bytes.saturating_add(entries.saturating_mul(space.block_bytes));
         let due = needed.saturating_add(kept_mib.saturating_mul(MIB));
         if free < due {
             let (free_mib, needed_mib) = (free / MIB, needed.div_ceil(MIB));
             let missing_mib = (due - free).div_ceil(MIB);
             return Err(DiskError::Space { path, free_mib, missing_mib, needed_mib, kept_mib });
         }
-        // File systems that make inodes as they are needed report none at all.
-        if stat.f_files > 0 && stat.f_favail < entries {
-            return Err(DiskError::Inodes { path, free: stat.f_favail, needed: entries });
+        match space.free_inodes {
+            Some(free) if free < entries => Err(DiskError::Inodes { path, free, needed: entries }),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes a staged tree a complete release; it counts from the moment this returns.
@@ -364,57 +400,6 @@ impl Store {
     pub fn is_bare(&self) -> bool {
         fs::symlink_metadata(self.current()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
     }
-
-    /// Removes complete releases beyond `count`, oldest first, save those in `keep` and those whose
-    /// names are in `in_use`, because a process lives there; then dependency trees beyond `trees`
-    /// that no release left uses.
-    ///
-    /// # Errors
-    ///
-    /// Whatever cannot be removed; the rest is left for the next time.
-    pub fn prune(
-        &self,
-        keep: &BTreeSet<Revision>,
-        in_use: &BTreeSet<String>,
-        count: usize,
-        trees: usize,
-    ) -> Result<usize, DiskError> {
-        let complete = self.complete();
-        let mut surplus = complete.len().saturating_sub(count);
-        let mut removed = 0;
-        for revision in &complete {
-            let release = self.release(revision);
-            let is_needed = keep.contains(revision)
-                || in_use.contains(revision.as_str())
-                || self.live().as_ref() == Some(revision);
-            if surplus == 0 || is_needed {
-                continue;
-            }
-            discard(&release)?;
-            surplus -= 1;
-            removed += 1;
-        }
-        let left = self.complete();
-        let used: BTreeSet<String> =
-            left.iter().filter_map(|revision| self.marker(revision)?.dependencies).collect();
-        let mut unused = Vec::new();
-        let dir = self.dependencies();
-        for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
-            let path = entry.path();
-            let is_unused = |key: &str| claim::is_key(key) && !used.contains(key);
-            if path.is_dir() && entry.file_name().to_str().is_some_and(is_unused) {
-                let made = fs::metadata(marker_path(&path)).and_then(|meta| meta.modified()).ok();
-                unused.push((made, path));
-            }
-        }
-        unused.sort();
-        let surplus = (used.len() + unused.len()).saturating_sub(trees);
-        for (_, path) in unused.into_iter().take(surplus) {
-            discard(&path)?;
-            removed += 1;
-        }
-        Ok(removed)
-    }
 }
 
 /// Returns the marker's path of a release or a dependency tree.
@@ -429,6 +414,11 @@ pub(crate) fn complete(
     marker: &impl Serialize,
 ) -> Result<(), DiskError> {
     fs::rename(staged, place).map_err(failed("move a tree to", place))?;
+    mark(place, marker)
+}
+
+/// Writes the marker of a tree that is at its place, and whose bytes are durable.
+pub(crate) fn mark(place: &Path, marker: &impl Serialize) -> Result<(), DiskError> {
     let parent = place.parent().unwrap_or(place);
     durable::sync_dir(parent).map_err(failed("make durable", parent))?;
     let path = marker_path(place);
@@ -467,18 +457,18 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), DiskError> {
 mod tests {
     use super::*;
 
-    fn revision(digit: char) -> Revision {
+    pub(super) fn revision(digit: char) -> Revision {
         digit.to_string().repeat(40).parse().unwrap()
     }
 
-    fn store() -> (tempfile::TempDir, Store) {
+    pub(super) fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
         store.prepare().unwrap();
         (dir, store)
     }
 
-    fn make(store: &Store, digit: char, dependencies: Option<&str>) -> Revision {
+    pub(super) fn make(store: &Store, digit: char, dependencies: Option<&str>) -> Revision {
         let revision = revision(digit);
         let staged = store.staging().join("x");
         let barrier = Barrier::open(store.dir()).unwrap();
@@ -487,10 +477,15 @@ mod tests {
         marker.dependencies = dependencies.map(str::to_owned);
         store.complete_release(&staged, &marker, barrier).unwrap();
         // A marker's time has the resolution of the kernel's tick; order must not hang on that.
-        let made = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(digit as u32));
-        let file = File::open(marker_path(&store.release(&revision))).unwrap();
-        file.set_modified(made).unwrap();
+        age(store, &revision, u64::from(digit as u32));
         revision
+    }
+
+    /// Sets when a release was made.
+    pub(super) fn age(store: &Store, revision: &Revision, seconds: u64) {
+        let made = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = File::open(marker_path(&store.release(revision))).unwrap();
+        file.set_modified(made).unwrap();
     }
 
     #[test]
@@ -515,38 +510,6 @@ mod tests {
         let error = store.swap(&revision).unwrap_err();
         assert!(error.hint().unwrap().contains("away once"), "{error}");
         assert!(store.current().is_dir());
-    }
-
-    #[test]
-    fn pruning_keeps_what_is_needed_and_the_newest() {
-        let (_dir, store) = store();
-        let all: Vec<Revision> = "abcdef".chars().map(|digit| make(&store, digit, None)).collect();
-        store.swap(&all[1]).unwrap();
-        let keep = BTreeSet::from([all[0].clone()]);
-        let in_use = BTreeSet::from([all[2].to_string()]);
-        assert_eq!(store.prune(&keep, &in_use, 4, 4).unwrap(), 2);
-        let left = store.complete();
-        // Kept by name, by `current` and by a process; of the others the newest.
-        assert_eq!(left, [&all[0], &all[1], &all[2], &all[5]].map(Clone::clone));
-    }
-
-    #[test]
-    fn dependency_trees_are_pruned_by_count_and_never_while_used() {
-        let (_dir, store) = store();
-        let keys = ["1", "2", "3"].map(|digit| digit.repeat(64));
-        for key in &keys {
-            let staged = store.staging().join("x");
-            fs::create_dir(&staged).unwrap();
-            complete(&staged, &store.dependencies().join(key), &key).unwrap();
-        }
-        let foreign = store.dependencies().join("python");
-        fs::create_dir(&foreign).unwrap();
-        make(&store, 'a', Some(&keys[0]));
-        store.prune(&BTreeSet::new(), &BTreeSet::new(), 5, 1).unwrap();
-        assert!(store.dependencies().join(&keys[0]).exists());
-        assert!(!store.dependencies().join(&keys[1]).exists());
-        assert!(!store.dependencies().join(&keys[2]).exists());
-        assert!(foreign.exists(), "it is no tree of ours");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,12 +35,14 @@ use crate::journal::Journal;
 use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
 use crate::manager;
 use crate::process::RunAs;
-use crate::release::Store;
 use crate::release::state::{Lock, Status};
+use crate::release::{Needed, Store};
 use crate::source::{Said, Source, Told};
+use crate::status::{self, Socket};
 use crate::systemd::Notify;
 
 mod activate;
+mod hooks;
 mod place;
 mod prepare;
 mod printed;
@@ -50,7 +52,9 @@ mod unit;
 mod watch;
 
 pub(crate) use activate::look;
+pub(crate) use hooks::Due;
 pub(crate) use place::finder;
+pub(crate) use prepare::{Failed, make};
 pub(crate) use probe::answers;
 pub(crate) use saying::Saying;
 
@@ -71,10 +75,16 @@ pub struct Tools {
     pub(crate) is_unsettled: Cell<bool>,
     /// The manager that started the agent.
     pub(crate) notify: Notify,
+    /// The deploy that was activated, until the hook that follows its proof has run.
+    pub(crate) hooks: RefCell<Due>,
     /// What the task that runs has to tell people.
     pub(crate) saying: Saying,
     /// Does the app answer without a manager that could be found? Told once.
     pub(crate) is_lost: Cell<bool>,
+    /// The recipe of revisions that have none.
+    pub(crate) default_recipe: Option<String>,
+    /// What the machine may have to go back to: never pruned.
+    pub(crate) kept: RefCell<BTreeSet<Revision>>,
 }
 
 impl Tools {
@@ -134,6 +144,8 @@ pub struct Shell {
     note: Option<String>,
     log: Option<FailureLog>,
     last: Option<Report>,
+    /// Where the status can be had; before the lock, which it must not outlive.
+    socket: Option<Socket>,
     _lock: Lock,
 }
 
@@ -144,9 +156,13 @@ impl std::fmt::Debug for Shell {
 }
 
 impl Shell {
-    /// Puts the parts together; `bootstrap` has made them.
+    /// Puts the parts together, in a runtime; `bootstrap` has made them.
     #[must_use]
     pub fn new(tools: Rc<Tools>, machine: Machine, source: Source, lock: Lock) -> Self {
+        let socket = Socket::open(&tools.store);
+        if let Err(error) = &socket {
+            warn!(error = errors::chain(error), "the status can be had by its file only");
+        }
         Self {
             tools,
             machine,
@@ -161,6 +177,7 @@ impl Shell {
             note: None,
             log: None,
             last: None,
+            socket: socket.ok(),
             _lock: lock,
         }
     }
@@ -258,7 +275,9 @@ impl Shell {
         if let Some(note) = saying.take_note() {
             self.note = Some(note);
         }
-        let (Outcome::Failed(_, detail), Some(revision)) = (outcome, self.about.clone()) else {
+        let (Outcome::Failed(_, detail) | Outcome::Refused(detail), Some(revision)) =
+            (outcome, self.about.clone())
+        else {
             return;
         };
         let log = saying.take_log(revision, detail);
@@ -348,6 +367,7 @@ impl Shell {
         let stop = CancellationToken::new();
         let (tools, own) = (Rc::clone(&self.tools), stop.clone());
         self.tools.saying.clear();
+        self.tools.kept.replace(self.machine.keep());
         self.about = match &task {
             Task::Prepare { revision, .. } => Some(revision.clone()),
             Task::Activate { to: release, .. }
@@ -357,6 +377,10 @@ impl Shell {
             Task::Ask(_) | Task::Journal(_) => None,
         };
         let mut asked = None;
+        // The looks at what serves are often enough for a log that grows.
+        let is_log_due = matches!(task, Task::Activate { .. } | Task::Check(..))
+            && self.tools.store.is_app_log_large(self.tools.config.keep.log_mib);
+        let bounded = is_log_due.then(|| Rc::clone(&self.tools));
         let running: Running = match task {
             Task::Prepare { revision, unless_like } => {
                 Box::pin(prepare::prepare(tools, revision, unless_like, own))
@@ -374,8 +398,8 @@ impl Shell {
                 };
                 Box::pin(std::future::ready(outcome))
             }
-            Task::Activate { to, from, how } => {
-                Box::pin(activate::activate(tools, to, from, how, own))
+            Task::Activate { to, from, how, is_deploy } => {
+                Box::pin(activate::activate(tools, to, from, how, is_deploy, own))
             }
             Task::Prove(release) => Box::pin(activate::prove(tools, release, own)),
             Task::Probe(release, window) => Box::pin(probe::probe(tools, release, window, own)),
@@ -383,6 +407,12 @@ impl Shell {
         };
         let generation = self.machine.journal().target.as_ref().map(|t| t.order.generation);
         let span = info_span!("deploy", group = %self.tools.config.group, generation);
+        let running = async move {
+            if let Some(tools) = bounded {
+                bound_app_log(&tools).await;
+            }
+            running.await
+        };
         self.task = Some((id, stop, Box::pin(running.instrument(span))));
         asked
     }
@@ -437,25 +467,30 @@ impl Shell {
         self.tools.notify.status(&status_line(&report));
         let (note, log) = (self.note.take(), self.log.take());
         self.source.tell(Told { report: report.clone(), note, log });
-        let status = Status { report, written_s: seconds_now(), pid: std::process::id() };
+        let status = Status { report, written_s: status::seconds_now(), pid: std::process::id() };
         if let Err(error) = self.tools.store.write_status(&status) {
             warn!(error = errors::chain(&error), hint = error.hint(), "could not write the status");
+        }
+        if let Some(socket) = &self.socket {
+            socket.tell(status);
         }
     }
 
     /// Off this thread, since it removes whole trees.
     async fn prune(&self, keep: BTreeSet<Revision>) {
         let (store, limits) = (self.tools.store.clone(), self.tools.config.keep.clone());
-        let pruned = tokio::task::spawn_blocking(move || prune(&store, &limits, &keep)).await;
+        let pruned = tokio::task::spawn_blocking(move || prune(&store, &limits, keep)).await;
         if let Err(error) = pruned {
             warn!(error = errors::chain(&error), "could not prune");
         }
     }
 }
 
-fn prune(store: &Store, limits: &Keep, keep: &BTreeSet<Revision>) {
-    let in_use = manager::releases_in_use(&store.releases());
-    match store.prune(keep, &in_use, limits.releases, limits.dependencies) {
+/// Removes what is beyond host config's quotas, save what is kept or lived in. Blocks.
+pub(crate) fn prune(store: &Store, limits: &Keep, kept: BTreeSet<Revision>) {
+    let mut in_use = manager::releases_in_use(&store.releases());
+    in_use.extend(manager::trees_in_use(&store.dependencies()));
+    match store.prune(&Needed { kept, in_use }, limits.quota()) {
         Ok(0) => {}
         Ok(removed) => info!(removed, "pruned"),
         Err(error) => {
@@ -479,6 +514,25 @@ fn status_line(report: &Report) -> String {
     match &report.degraded {
         Some(reason) => format!("{line}; degraded: {reason}"),
         None => line,
+    }
+}
+
+/// Empties the app's log, off this thread.
+async fn bound_app_log(tools: &Tools) {
+    let (store, max_mib) = (tools.store.clone(), tools.config.keep.log_mib);
+    let user = tools.run_as.account.as_ref().map(|account| account.uid);
+    let bounded = tokio::task::spawn_blocking(move || store.bound_app_log(max_mib, user)).await;
+    match bounded {
+        Ok(Ok(true)) => info!("emptied the app's log; its end is beside it"),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => {
+            warn!(
+                error = errors::chain(&error),
+                hint = error.hint(),
+                "could not bound the app's log"
+            );
+        }
+        Err(error) => warn!(error = errors::chain(&error), "could not bound the app's log"),
     }
 }
 
@@ -521,11 +575,6 @@ async fn at(time: Option<Instant>) {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the shell reads the clock; a status tells its age")]
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Returns the last `count` lines of a text.

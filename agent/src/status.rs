@@ -1,20 +1,102 @@
-//! What `towline-agent status` says, as text; `main` prints it.
+//! What `towline-agent status` says, as text and as JSON; `main` prints it.
+//!
+//! ```text
+//!   an agent runs ──► its socket ──┐ no answer
+//!                                  ├──────────► the file that the last agent has left
+//!   none runs ─────────────────────┘
+//! ```
 //!
 //! The agent writes down what it learnt when something changes, and looks again only from time to
 //! time. So the text never says how things are: it says what was found, and how long ago.
 
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::{Value, json as value};
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Evidence, Failure, Health, Phase, Report};
 
 use crate::release::state::{Contact, Status};
+use crate::release::{DiskError, Store};
+
+mod socket;
+
+pub use socket::Socket;
 
 /// The version of the JSON that `status --json` prints.
 pub const SCHEMA_VERSION: u32 = 1;
 
+/// What is known of an instance, by its agent or by what an agent has left.
+#[derive(Debug, Deserialize)]
+pub struct Seen {
+    /// Does an agent run?
+    pub agent_running: bool,
+    /// Its pid, as far as that is known.
+    pub agent_pid: Option<u32>,
+    /// The coordinator that it is in contact with.
+    pub coordinator: Option<Contact>,
+    /// The last report.
+    pub status: Status,
+}
+
+impl Seen {
+    /// Asks the agent that runs, or else reads what the last one has written; `None` where none ever did.
+    ///
+    /// # Errors
+    ///
+    /// The file is there and cannot be read.
+    pub async fn look(store: &Store) -> Result<Option<Self>, DiskError> {
+        if let Ok(seen) = socket::ask(store).await {
+            return Ok(Some(seen));
+        }
+        let Some(status) = store.read_status()? else { return Ok(None) };
+        let agent_running = store.is_locked();
+        let agent_pid = store.holder().filter(|_| agent_running);
+        // What cannot be read is not told; the rest is.
+        let coordinator = store.read_contact().ok().flatten();
+        Ok(Some(Self { agent_running, agent_pid, coordinator, status }))
+    }
+
+    /// Returns it as one JSON object. `now_s`: seconds since 1970.
+    #[must_use]
+    pub fn json(&self, now_s: u64) -> Value {
+        json(&self.status, self.coordinator.as_ref(), self.agent_running, self.agent_pid, now_s)
+    }
+
+    /// Returns it as a person reads it.
+    #[must_use]
+    pub fn text(&self, now_s: u64) -> String {
+        let contact = self.coordinator.as_ref();
+        text(&self.status, contact, self.agent_running, self.agent_pid, now_s)
+    }
+}
+
+fn json(
+    status: &Status,
+    contact: Option<&Contact>,
+    is_running: bool,
+    holder: Option<u32>,
+    now_s: u64,
+) -> Value {
+    value!({
+        "schema_version": SCHEMA_VERSION,
+        "agent_running": is_running,
+        "agent_pid": holder.filter(|_| is_running),
+        "age_s": now_s.saturating_sub(status.written_s),
+        "coordinator": contact,
+        "status": status,
+    })
+}
+
+/// The time, in seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "a status tells its age, wherever it is told")]
+pub(crate) fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// Returns the status as a person reads it. `holder`: the pid of whoever holds the
 /// lock, where it is known; `now_s`: seconds since 1970.
-#[must_use]
-pub fn text(
+fn text(
     status: &Status,
     contact: Option<&Contact>,
     is_running: bool,

@@ -11,15 +11,19 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use towline_agent::process::{Account, Environment, Job, Remains, RunAs};
+use towline_agent::process::{Account, CgroupHome, Environment, Job, Remains, RunAs};
 use towline_protocol::recipe::CommandLine;
 
 #[path = "process/child.rs"]
 mod child;
 #[path = "process/cluster.rs"]
 mod cluster;
+#[path = "process/escape.rs"]
+mod escape;
 #[path = "process/launch.rs"]
 mod launch;
+#[path = "process/pids.rs"]
+mod pids;
 #[path = "process/probe.rs"]
 mod probe;
 
@@ -31,6 +35,7 @@ fn run_as(test: &str) -> RunAs {
         account: None,
         environment: Environment::new(),
         tag: format!("{test}-{}", std::process::id()),
+        cgroups: CgroupHome::find(),
         grace: Duration::from_millis(300),
     }
 }

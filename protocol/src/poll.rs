@@ -213,7 +213,7 @@ pub struct FailureLog {
 /// One part of a [`FailureLog`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPart {
-    /// Who said it: `install`, `reload`, `start`, `health`, `app`.
+    /// Who said it: `install`, `build`, `before`, `reload`, `start`, `after`, `health`, `app`.
     pub source: String,
     /// The last lines; control characters are replaced.
     pub text: String,

@@ -12,7 +12,8 @@
 //! Invariants
 //! - Every command has a program; every path is relative and stays inside the release, save a pid
 //!   file's, which may be absolute.
-//! - There is a health check, a way to find the manager, and a way to start it: a command, or its unit.
+//! - There is a health check; and where there is a manager, a way to find it, and a way to start it: a
+//!   command, or its unit.
 
 use std::fmt;
 use std::time::Duration;
@@ -39,8 +40,13 @@ pub struct Recipe {
     pub root: RelativePath,
     /// How dependencies are installed; `None` where there are none.
     pub install: Option<Install>,
-    /// Who owns the app's workers, and how it is told.
-    pub manager: Manager,
+    /// What is built of the release's own tree; `None` where nothing is.
+    pub build: Option<Build>,
+    /// What runs before and after a release is made live.
+    pub hooks: Hooks,
+    /// Who owns the app's workers, and how it is told; `None` where whoever serves the release looks at
+    /// `current` by itself, as for a static site.
+    pub manager: Option<Manager>,
     /// How to tell that the app is well.
     pub health: Health,
     /// Directories that outlive releases, as links in each of them.
@@ -129,6 +135,43 @@ pub struct Install {
     /// Prints what else the result depends on, such as `node --version`.
     pub runtime: Option<CommandLine>,
     /// How long the command may take; 600 s by default.
+    pub timeout: Duration,
+    /// Where the outputs lie.
+    pub place: Place,
+}
+
+/// Where the outputs of an install lie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Place {
+    /// In each release, as links to one set of files, or copies of them.
+    #[default]
+    Release,
+    /// Where they were installed, in a directory that is named by their key, and the release has symbolic
+    /// links to them: for trees that hold absolute paths, such as a Python virtual environment.
+    ByKey,
+}
+
+/// What is built of the release's own tree.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Build {
+    /// Run in a writable copy of the release's tree, with the dependencies in place.
+    pub command: CommandLine,
+    /// What the command makes and the release gets.
+    pub outputs: Vec<RelativePath>,
+    /// Prints what else the result depends on.
+    pub runtime: Option<CommandLine>,
+    /// How long the command may take; 600 s by default.
+    pub timeout: Duration,
+}
+
+/// What runs before and after a release is made live.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Hooks {
+    /// Run with leave to swap, in the new release, before anything live is touched.
+    pub before: Option<CommandLine>,
+    /// Run once the new workers are there, before the health window.
+    pub after: Option<CommandLine>,
+    /// How long each may take; 60 s by default.
     pub timeout: Duration,
 }
 
@@ -274,6 +317,8 @@ pub enum RevisionAt {
     Json(String),
     /// A response header, such as `x-revision`.
     Header(String),
+    /// The whole body, as where the release's own revision file is served.
+    Body,
 }
 
 /// One thing that is wrong, or doubtful, in a recipe.
@@ -318,6 +363,17 @@ impl fmt::Display for RecipeError {
 
 impl std::error::Error for RecipeError {}
 
+impl Manager {
+    /// Returns the unit that runs the app; `None` where none does.
+    #[must_use]
+    pub fn unit(&self) -> Option<&str> {
+        match &self.find {
+            Find::Unit(unit) => Some(unit),
+            Find::PidFile(_) | Find::Status(_) => None,
+        }
+    }
+}
+
 impl Recipe {
     /// Reads a recipe.
     ///
@@ -329,20 +385,30 @@ impl Recipe {
         read::recipe(text)
     }
 
+    /// Returns the unit that runs the app; `None` where none does.
+    #[must_use]
+    pub fn unit(&self) -> Option<&str> {
+        self.manager.as_ref().and_then(Manager::unit)
+    }
+
     /// Returns what is valid and yet doubtful: `check` shows it, and nothing is refused for it.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.health.revision.is_none() {
-            warnings.push(
+            let rest = match &self.manager {
+                Some(_) => "the proof rests on the workers' processes alone",
+                None => "nothing is shown but that something is healthy",
+            };
+            warnings.push(format!(
                 "nothing shows which revision is served: let the app's health answer name it and \
-                 add `revision = { json = \"/revision\" }` or `{ header = \"x-revision\" }` to \
-                 [health]; until then the proof rests on the workers' processes alone"
-                    .to_owned(),
-            );
+                 add `revision = {{ json = \"/revision\" }}` or `{{ header = \"x-revision\" }}` to \
+                 [health], or serve {REVISION_FILE} and probe it with `revision = \"body\"`; until then \
+                 {rest}"
+            ));
         }
-        let install_reloads =
-            self.install.is_some() && !self.manager.restart_when.contains(&RestartWhen::Install);
+        let keeps = |manager: &Manager| !manager.restart_when.contains(&RestartWhen::Install);
+        let install_reloads = self.install.is_some() && self.manager.as_ref().is_some_and(keeps);
         if install_reloads && self.health.revision.is_none() {
             warnings.push(
                 "manager.restart_when leaves out \"install\": a reload that keeps old dependencies \

@@ -147,6 +147,89 @@ fn a_broken_cache_is_made_anew() {
     }
 }
 
+/// Lines of `[git]` that name further addresses.
+fn mirrors<'a>(urls: impl IntoIterator<Item = &'a str>) -> String {
+    urls.into_iter().map(|url| format!("[[git.mirrors]]\nurl = {url:?}\n")).collect()
+}
+
+#[test]
+fn mirrors_are_asked_in_turn_and_get_no_credential_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mute, behind, whole) = (Origin::start(), Origin::start(), Origin::start());
+    for origin in [&mute, &behind, &whole] {
+        drop(origin.repository("web.git"));
+    }
+    let url = |origin: &Origin| format!("{}/web.git", origin.base());
+    let urls = [url(&mute), url(&behind), url(&whole)];
+    let git = format!(
+        "{}stall_s = 0.5\n{}",
+        credential(&dir, "bot:s3cret\n"),
+        mirrors(urls.iter().map(String::as_str))
+    );
+    let mut world = World::with(Kind::Plain, &git, "");
+    let sync = |world: &World, origin: &Origin| {
+        let to = origin.root().join("web.git");
+        world.repo.git(&["push", "-q", "--mirror", to.to_str().expect("it is text")], b"");
+    };
+    world.origin.require("bot:s3cret");
+    let good = world.commit_good();
+    world.host.target(&good);
+    world.host.run();
+    world.host.await_serving(&good);
+    let asked = || [&mute, &behind, &whole].map(Origin::requests);
+    assert_eq!(asked(), [0; 3], "the first address has it");
+
+    sync(&world, &behind);
+    let next = world.commit_good();
+    for origin in [&mute, &whole] {
+        sync(&world, origin);
+    }
+    world.origin.fail(Fault::Down);
+    mute.fail(Fault::Stall);
+    world.host.target(&next);
+    world.host.await_serving(&next);
+    assert!(asked().iter().all(|requests| *requests > 0), "{:?}", asked());
+    for origin in [&mute, &behind, &whole] {
+        let sent = origin.authorisations();
+        assert!(sent.iter().all(Option::is_none), "{sent:?}");
+    }
+    let log = world.host.log();
+    for said in ["could not reach", "sent nothing for 0.5 s", "is not on the branch main"] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
+
+    // And where none gives it, each is told of.
+    whole.fail(Fault::Status(503));
+    let last = world.commit_good();
+    world.host.target(&last);
+    let status = world
+        .host
+        .await_status("all to fail", |status| status["failure"]["revision"] == last.as_str());
+    let detail = status["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains("none of the 4 addresses gave it"), "{detail}");
+    for origin in [&world.origin, &mute, &behind, &whole] {
+        assert!(detail.contains(&origin.base()), "{detail}");
+    }
+    world.origin.fail(Fault::None);
+    world.host.await_serving(&last);
+}
+
+#[test]
+fn a_slow_first_address_leaves_time_for_its_mirror() {
+    let mirror = Origin::start();
+    let other = mirror.repository("web.git");
+    let git = format!("branch = \"main\"\ntotal_s = 4\n{}", mirrors([mirror.url(&other).as_str()]));
+    let mut world = World::with(Kind::Plain, &git, "");
+    let good = world.commit_good();
+    world.repo.git(&["push", "-q", "--mirror", other.dir().to_str().unwrap()], b"");
+    // Each byte within the stall deadline, and all of them never.
+    world.origin.fail(Fault::Trickle(1));
+    world.host.target(&good);
+    let (code, log) = world.host.once();
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("took longer than 2 s"), "{log}");
+}
+
 /// Spoils the bytes of a committed file in the cache; what it is and how large stays legible.
 fn damage(world: &World, revision: &str, path: &str) {
     let cache = world.host.dir().join(".towline/git");

@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use towline_agent::process::CgroupHome;
 
 use crate::app;
 
@@ -32,7 +34,11 @@ pub const OLD: &str = "0000000000000000000000000000000000000000";
 /// One instance.
 #[derive(Debug)]
 pub struct Host {
-    root: TempDir,
+    root: Arc<TempDir>,
+    /// The app's directory, below it.
+    dir: PathBuf,
+    /// What the app's processes are known by.
+    scope: PathBuf,
     /// Where the app listens.
     pub port: u16,
     generation: u64,
@@ -83,8 +89,36 @@ impl Host {
         let root = tempfile::Builder::new().prefix("towline-").tempdir().expect("a temp dir");
         let mode = fs::Permissions::from_mode(0o755);
         fs::set_permissions(root.path(), mode).expect("it is ours");
+        let dir = root.path().join("web");
+        Self::place(Arc::new(root), dir, port, instance, url, git, more, source)
+    }
+
+    /// Another app on the same instance, at `dir`, which lies beside this one's.
+    #[must_use]
+    pub fn beside(&self, dir: &Path, port: u16, url: &str) -> Self {
+        let (root, git) = (Arc::clone(&self.root), "branch = \"main\"\n");
+        let mut host = Self::place(root, dir.to_owned(), port, "i-test", url, git, "", |host| {
+            format!("[source]\nfile = {:?}\n", host.target_file())
+        });
+        host.scope = dir.to_owned();
+        host
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "it is what the others say less of")]
+    fn place(
+        root: Arc<TempDir>,
+        dir: PathBuf,
+        port: u16,
+        instance: &str,
+        url: &str,
+        git: &str,
+        more: &str,
+        source: impl FnOnce(&Self) -> String,
+    ) -> Self {
         let mut host = Self {
+            scope: root.path().to_owned(),
             root,
+            dir,
             port,
             generation: 0,
             agent: None,
@@ -196,19 +230,30 @@ impl Host {
     /// The app's directory.
     #[must_use]
     pub fn dir(&self) -> PathBuf {
-        self.root.path().join("web")
+        self.dir.clone()
+    }
+
+    /// A file of this app's, beside its directory.
+    fn file(&self, extension: &str) -> PathBuf {
+        self.dir.with_extension(extension)
+    }
+
+    /// The pid of the app's manager, as its pid file has it.
+    #[must_use]
+    pub fn app_pid(&self) -> String {
+        fs::read_to_string(self.dir().join("shared/run/app.pid")).expect("the app runs")
     }
 
     /// Host config.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
-        self.root.path().join("web.toml")
+        self.file("toml")
     }
 
     /// The target file.
     #[must_use]
     pub fn target_file(&self) -> PathBuf {
-        self.root.path().join("target.json")
+        self.file("target.json")
     }
 
     /// Names the next target.
@@ -236,7 +281,7 @@ impl Host {
 
     /// Replaces the target file, as whoever moves a target should.
     pub fn write_target(&self, text: &str) {
-        let new = self.root.path().join("target.new");
+        let new = self.file("target.new");
         fs::write(&new, text).expect("a new file");
         fs::rename(new, self.target_file()).expect("the same directory");
     }
@@ -340,7 +385,7 @@ impl Host {
     }
 
     fn log_file(&self) -> PathBuf {
-        self.root.path().join("agent.log")
+        self.file("agent.log")
     }
 
     /// Everything that the agents started by [`Host::run`] have logged.
@@ -418,7 +463,7 @@ impl Host {
     /// directory or environment, those of an install by theirs.
     #[must_use]
     pub fn processes(&self, word: &str) -> Vec<u32> {
-        let mut found = processes_of(self.root.path(), word);
+        let mut found = processes_of(&self.scope, word);
         found.retain(|pid| self.agent.as_ref().is_none_or(|agent| agent.id() != *pid));
         found
     }
@@ -444,6 +489,21 @@ impl Drop for Host {
             drop(agent.wait());
         }
         self.kill_app();
+        remove_cgroups();
+    }
+}
+
+/// Removes the cgroups of agents that nobody starts again: empty ones, and none that is just being used.
+fn remove_cgroups() {
+    const AGE: Duration = Duration::from_secs(60);
+    let Some(home) = CgroupHome::find() else { return };
+    for entry in fs::read_dir(home.dir()).into_iter().flatten().flatten() {
+        let made = entry.metadata().and_then(|meta| meta.modified());
+        let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > AGE));
+        if is_old && entry.file_name().to_string_lossy().starts_with("towline.") {
+            // Refused where somebody is in it.
+            fs::remove_dir(entry.path()).ok();
+        }
     }
 }
 

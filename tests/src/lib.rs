@@ -13,6 +13,7 @@ pub mod mount;
 pub mod origin;
 pub mod random;
 pub mod script;
+pub mod sshd;
 pub mod stage;
 #[cfg(target_arch = "x86_64")]
 pub mod syscalls;

@@ -130,6 +130,12 @@ impl Origin {
         format!("{}://127.0.0.1:{}", self.scheme, self.address.port())
     }
 
+    /// Where its repositories are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// The certificate to trust, in PEM.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {

@@ -403,7 +403,7 @@ impl World {
         self.now = hangs_until.unwrap_or(self.now);
         let Some((id, task)) = self.task.take() else { return Ok(()) };
         let outcome = self.end(&task)?;
-        if matches!(outcome, Outcome::Failed(..) | Outcome::Untouched(_)) {
+        if matches!(outcome, Outcome::Failed(..) | Outcome::Untouched(_) | Outcome::Refused(_)) {
             let swap = self.machine.journal().swap.as_ref();
             let restores = swap.is_some_and(|swap| swap.failed.is_some());
             self.unrestored += usize::from(restores);

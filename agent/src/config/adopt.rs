@@ -83,7 +83,7 @@ impl AdoptTable {
             let first = error.problems.into_iter().next();
             first.map_or_else(|| ("adopt".to_owned(), "is not valid".to_owned()), named)
         })?;
-        if let Find::PidFile(path) = &recipe.manager.find
+        if let Some(Find::PidFile(path)) = recipe.manager.as_ref().map(|manager| &manager.find)
             && !path.starts_with('/')
         {
             return refused("pid_file", "must be an absolute path");
@@ -119,12 +119,13 @@ mod tests {
         let adopted = check(LEAST).unwrap();
         assert!(!adopted.is_probed, "its manager's life is all that is known");
         assert_eq!(adopted.dir, Path::new("/srv/old"));
-        assert_eq!(adopted.recipe.manager.start.unwrap().to_string(), "./bin/start");
-        assert_eq!(adopted.recipe.manager.timeout.as_secs(), 90);
+        let manager = adopted.recipe.manager.unwrap();
+        assert_eq!(manager.start.unwrap().to_string(), "./bin/start");
+        assert_eq!(manager.timeout.as_secs(), 90);
         let by_unit = check("dir = \"/srv/old\"\nunit = \"old.service\"\n").unwrap();
-        assert_eq!(by_unit.recipe.manager.find, Find::Unit("old.service".to_owned()));
-        assert_eq!(by_unit.recipe.manager.start, None, "its unit starts it");
-        let adopted = check(LEAST).unwrap();
+        let manager = by_unit.recipe.manager.unwrap();
+        assert_eq!(manager.find, Find::Unit("old.service".to_owned()));
+        assert_eq!(manager.start, None, "its unit starts it");
         assert_eq!(adopted.recipe.health.healthy_for.as_secs(), 30);
         let probed = "[health]\nhttp = \"http://127.0.0.1:80/up\"\nhealthy_for_s = 2\n";
         let adopted = check(&format!("{LEAST}{probed}")).unwrap();

@@ -1,48 +1,36 @@
-//! The cache: one bare repository that fetches go to, and that may be thrown away at any time.
+//! Fetching: one commit into the cache, from the first address that gives it.
 //!
 //! ```text
 //!   by commit id, depth 1 ──refused──► the branch with its history ──► is the commit on it?
+//!          ▲                                                                │ no
+//!          └── the next address ◄── not reached, broken off, not there ─────┘
 //! ```
 //!
-//! One writer: the caller holds the app's lock, so a lock file of git's is always a leftover.
+//! Each fetch begins with the first address. All share one deadline: while there is another one, an
+//! address gets half of what is left, the last one all of it. A full disk, a stop and an id that is no
+//! commit's are no address's doing, and end the fetch.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use git2::{
-    AutotagOption, ErrorClass, FetchOptions, ObjectType, Oid, RemoteCallbacks, Repository,
-    RepositoryInitOptions,
-};
+use git2::{AutotagOption, FetchOptions, ObjectType, Oid, RemoteCallbacks};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
+use tracing::warn;
 
-use super::Origin;
-use super::http::{self, Room, TransportError};
-
-/// The refs that keep releases' commits.
-const RELEASES: &str = "refs/towline/releases/";
+use super::cache::{Cache, RELEASES, boxed, is_about_objects, set_aside};
+use super::origin::{Origin, Place};
+use super::transport::{self, Room, Round, TransportError};
+use crate::error;
 
 /// The ref that the allowed branch is fetched to.
 const BRANCH: &str = "refs/towline/branch";
 
 /// How libgit2 is told to fetch all history into a shallow repository; 0 would leave it shallow.
 const ALL_HISTORY: i32 = i32::MAX;
-
-/// The cache repository.
-pub struct Cache {
-    pub(super) repository: Repository,
-    dir: PathBuf,
-}
-
-impl std::fmt::Debug for Cache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("dir", &self.dir).finish_non_exhaustive()
-    }
-}
 
 /// What a fetch did besides fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +57,12 @@ pub enum FetchError {
         /// The commit.
         revision: Revision,
         /// The allowed branch.
+        branch: String,
+    },
+    /// The origin has no such branch.
+    #[error("the origin has no branch {branch}")]
+    NoBranch {
+        /// The branch.
         branch: String,
     },
     /// The id is that of something else.
@@ -99,6 +93,22 @@ pub enum FetchError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A cache that cannot be used is in the way.
+    #[error("could not set the broken cache {} aside", dir.display())]
+    Aside {
+        /// The cache.
+        dir: PathBuf,
+        /// Where it was to go.
+        aside: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// None of several addresses gave it.
+    #[error("none of the {} addresses gave it: {}", said.len(), each(said))]
+    Nowhere {
+        /// What became of each, by its address.
+        said: Vec<(String, FetchError)>,
+    },
     /// libgit2 said no.
     #[error("git failed")]
     Git(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -110,7 +120,9 @@ impl FetchError {
     pub fn is_about_disk(&self) -> bool {
         matches!(
             self,
-            FetchError::Disk { .. } | FetchError::Transport(TransportError::Space { .. })
+            FetchError::Disk { .. }
+                | FetchError::Aside { .. }
+                | FetchError::Transport(TransportError::Space { .. })
         )
     }
 
@@ -118,6 +130,16 @@ impl FetchError {
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self, FetchError::NoCommit { .. } | FetchError::Sha256 { .. })
+    }
+
+    /// Is it the address's doing, so that another one may do better? One that lags behind does not have
+    /// the commit yet.
+    pub(super) fn is_of_place(&self) -> bool {
+        match self {
+            FetchError::Transport(source) => source.is_of_place(),
+            FetchError::NotFound { .. } | FetchError::OffBranch { .. } | FetchError::Git(_) => true,
+            _ => false,
+        }
     }
 
     /// Returns the next thing for an operator to try.
@@ -135,73 +157,40 @@ impl FetchError {
             FetchError::NoCommit { kind, .. } => Some(format!(
                 "name a commit: `git rev-parse 'NAME^{{commit}}'` prints the one that a {kind} leads to"
             )),
+            FetchError::NoBranch { .. } => {
+                Some("correct git.branch, or push the branch".to_owned())
+            }
             FetchError::Sha256 { .. } => Some("use a SHA-1 repository".to_owned()),
             FetchError::Disk { .. } => Some("check its owner, its mount and its space".to_owned()),
+            FetchError::Aside { dir, aside, .. } => Some(format!(
+                "remove both by hand, whoever they belong to: rm -r {} {}",
+                dir.display(),
+                aside.display()
+            )),
+            FetchError::Nowhere { said } => {
+                let hint = |(url, error): &(String, FetchError)| {
+                    error.hint().map(|hint| format!("{url}: {hint}"))
+                };
+                let hints: Vec<String> = said.iter().filter_map(hint).collect();
+                (!hints.is_empty()).then(|| hints.join("; "))
+            }
             FetchError::Broken { .. } | FetchError::Git(_) => None,
         }
     }
 }
 
-/// Boxes an error of git2, so that its type stays here.
-pub(super) fn boxed(error: git2::Error) -> Box<dyn std::error::Error + Send + Sync> {
-    error.message().to_owned().into()
+/// Returns what became of each address, in one line.
+fn each(said: &[(String, FetchError)]) -> String {
+    let one = |(url, error): &(String, FetchError)| format!("{url}: {}", error::chain(error));
+    said.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Returns how much of the time that is left an address may take, with so many after it.
+fn share(left: Duration, others: usize) -> Duration {
+    if others > 0 { left / 2 } else { left }
 }
 
 impl Cache {
-    /// Opens the cache in `dir`; makes it where there is none, or where it cannot be opened.
-    ///
-    /// # Errors
-    ///
-    /// Where it cannot be made.
-    pub fn open(dir: &Path) -> Result<Cache, FetchError> {
-        let disk = |source| FetchError::Disk { dir: dir.to_owned(), source };
-        if dir.exists() {
-            remove_locks(dir).map_err(disk)?;
-            match Repository::open_bare(dir) {
-                Ok(repository) if repository.is_bare() => {
-                    return Ok(Cache { repository, dir: dir.to_owned() });
-                }
-                _ => set_aside(dir).map_err(disk)?,
-            }
-        }
-        let mut options = RepositoryInitOptions::new();
-        options.bare(true).external_template(false).mkdir(true).no_reinit(true);
-        let repository = Repository::init_opts(dir, &options)
-            .map_err(|error| disk(io::Error::other(error.message().to_owned())))?;
-        Ok(Cache { repository, dir: dir.to_owned() })
-    }
-
-    /// Is this commit here, with its whole tree? An interrupted fetch, or an emptied object, counts
-    /// as not.
-    #[must_use]
-    pub fn has(&self, revision: &Revision) -> bool {
-        self.is_whole(revision).unwrap_or(false)
-    }
-
-    fn is_whole(&self, revision: &Revision) -> Result<bool, git2::Error> {
-        let odb = self.repository.odb()?;
-        let commit = self.repository.find_commit(Oid::from_str(revision.as_str())?)?;
-        let mut trees = vec![commit.tree_id()];
-        // Each object is looked at once: nested identical trees cost nothing.
-        let mut seen = BTreeSet::new();
-        while let Some(id) = trees.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            for entry in self.repository.find_tree(id)?.iter() {
-                match entry.kind() {
-                    Some(ObjectType::Tree) => trees.push(entry.id()),
-                    Some(ObjectType::Blob) if seen.insert(entry.id()) => {
-                        // The header of an emptied file cannot be read; its name would exist.
-                        odb.read_header(entry.id())?;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(true)
-    }
-
     /// Fetches one commit, and blocks until it is here. Run it off the runtime that `handle` names,
     /// and keep that runtime going. How large a commit is shows only while it comes in: `room` is
     /// asked again and again whether there is space for more.
@@ -220,31 +209,62 @@ impl Cache {
         if revision.as_str().len() > 40 {
             return Err(FetchError::Sha256 { revision: revision.clone() });
         }
-        // One for all rounds: by id, by the branch, and both once more in a new cache.
-        let deadline = Instant::now() + origin.total;
-        match self.attempt(origin, revision, handle, stop, room, deadline) {
-            Err(FetchError::Broken { .. }) => {
-                let disk = |source| FetchError::Disk { dir: self.dir.clone(), source };
-                set_aside(&self.dir).map_err(disk)?;
-                *self = Cache::open(&self.dir)?;
-                self.attempt(origin, revision, handle, stop, room, deadline)?;
-                Ok(Fetched { set_aside: true })
+        // One for all rounds: by id, by the branch, both once more in a new cache, and each address.
+        let end = Instant::now() + origin.total;
+        let mut fetched = Fetched { set_aside: false };
+        let mut said = Vec::new();
+        for (index, place) in origin.places.iter().enumerate() {
+            let others = origin.places.len() - index - 1;
+            let left = end.saturating_duration_since(Instant::now());
+            let total = share(if index == 0 { origin.total } else { left }, others);
+            let deadline = Instant::now() + total;
+            let stall = origin.stall;
+            let round = Round { place, handle, stop, room, stall, total, deadline };
+            match self.fetch_from(origin, &round, revision, &mut fetched) {
+                Ok(()) => return Ok(fetched),
+                Err(error) if !error.is_of_place() || origin.places.len() == 1 => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    if others > 0 {
+                        let (url, hint) = (&place.url, error.hint());
+                        let error = error::chain(&error);
+                        warn!(url, error, hint, "not fetched from here: asking the next address");
+                    }
+                    said.push((place.url.clone(), error));
+                }
             }
-            other => other.map(|()| Fetched { set_aside: false }),
+        }
+        Err(FetchError::Nowhere { said })
+    }
+
+    /// Fetches from one address; a cache that turns out to be broken is made anew, once.
+    fn fetch_from(
+        &mut self,
+        origin: &Origin,
+        round: &Round<'_>,
+        revision: &Revision,
+        fetched: &mut Fetched,
+    ) -> Result<(), FetchError> {
+        match self.attempt(origin, round, revision) {
+            Err(FetchError::Broken { .. }) => {
+                set_aside(&self.dir)?;
+                *self = Cache::open(&self.dir)?;
+                fetched.set_aside = true;
+                self.attempt(origin, round, revision)
+            }
+            other => other,
         }
     }
 
     fn attempt(
         &self,
         origin: &Origin,
+        round: &Round<'_>,
         revision: &Revision,
-        handle: &Handle,
-        stop: &CancellationToken,
-        room: &Room,
-        deadline: Instant,
     ) -> Result<(), FetchError> {
         let get = |refspec: &str, depth: Option<i32>| {
-            http::with(origin, handle, stop, room, deadline, || self.run(origin, refspec, depth))
+            transport::with(round, || self.run(round.place, refspec, depth))
         };
         let kept = format!("{RELEASES}{revision}");
         if !origin.verify_branch {
@@ -294,11 +314,11 @@ impl Cache {
             .map_err(|error| FetchError::Git(boxed(error)))
     }
 
-    fn run(&self, origin: &Origin, refspec: &str, depth: Option<i32>) -> Result<(), git2::Error> {
-        let mut remote = self.repository.remote_anonymous(origin.url.as_str())?;
+    fn run(&self, place: &Place, refspec: &str, depth: Option<i32>) -> Result<(), git2::Error> {
+        let mut remote = self.repository.remote_anonymous(place.handle())?;
         // Deltas are resolved when all bytes are here, for as long as whoever made them pleases.
         let mut callbacks = RemoteCallbacks::new();
-        callbacks.transfer_progress(|_| http::goes_on());
+        callbacks.transfer_progress(|_| transport::goes_on());
         let mut options = FetchOptions::new();
         options.remote_callbacks(callbacks);
         options.download_tags(AutotagOption::None);
@@ -335,48 +355,6 @@ impl Cache {
     fn broken(&self) -> FetchError {
         FetchError::Broken { dir: self.dir.clone() }
     }
-
-    /// Lets go of the commits of releases that are no more.
-    ///
-    /// # Errors
-    ///
-    /// Where the refs cannot be read or removed.
-    pub fn keep(&self, releases: &[Revision]) -> Result<(), FetchError> {
-        let failed = |error| FetchError::Git(boxed(error));
-        let found = self.repository.references_glob(&format!("{RELEASES}*")).map_err(failed)?;
-        for reference in found {
-            let mut reference = reference.map_err(failed)?;
-            let name = reference.name().ok().and_then(|name| name.strip_prefix(RELEASES));
-            let is_kept =
-                name.is_some_and(|name| releases.iter().any(|kept| kept.as_str() == name));
-            if !is_kept {
-                reference.delete().map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns how much disk the cache takes.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        crate::release::size_bytes(&self.dir)
-    }
-}
-
-/// Errors of objects that are there and cannot be read; those of the network have another class.
-pub(super) fn is_about_objects(error: &git2::Error) -> bool {
-    // Of a list of shallow commits that is none; the class is not among those that git2 knows.
-    let is_shallow = error.message().contains("graft");
-    is_shallow
-        || matches!(
-            error.class(),
-            ErrorClass::Odb
-                | ErrorClass::Object
-                | ErrorClass::Zlib
-                | ErrorClass::Tree
-                | ErrorClass::Repository
-                | ErrorClass::Reference
-        )
 }
 
 /// Do the server's words say that it has no such commit for us?
@@ -396,23 +374,17 @@ fn is_about_space(error: &git2::Error) -> bool {
     words.iter().any(|words| error.message().ends_with(words))
 }
 
-/// Removes what a killed git left; at the places where it puts them.
-fn remove_locks(dir: &Path) -> io::Result<()> {
-    let mut dirs =
-        vec![dir.to_owned(), dir.join("refs/towline"), dir.join("refs/towline/releases")];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "lock") {
-                fs::remove_file(entry.path())?;
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hung_address_leaves_time_for_the_next() {
+        let seconds = Duration::from_secs;
+        let cases =
+            [("alone", 600, 0, 600), ("the first of two", 600, 1, 300), ("the last", 300, 0, 300)];
+        for (rule, left, others, wanted) in cases {
+            assert_eq!(share(seconds(left), others), seconds(wanted), "{rule}");
         }
     }
-    Ok(())
-}
-
-/// Moves a broken cache out of the way; one is kept for whoever wants to know why.
-fn set_aside(dir: &Path) -> io::Result<()> {
-    let aside = dir.with_extension("broken");
-    crate::release::remove_tree(&aside)?;
-    fs::rename(dir, aside)
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::RelativePath;
 
-use super::fetch::{Cache, boxed, is_about_objects};
+use super::cache::{Cache, boxed, is_about_objects};
 use crate::release::REVISION_FILE;
 use crate::release::links::{self, LinkFault};
 

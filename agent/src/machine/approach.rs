@@ -179,7 +179,7 @@ impl Machine {
         self.not_prepared(aim, self.falls, cause, detail, effects);
     }
 
-    fn take_back(&mut self, owed: Owed, effects: &mut Vec<Effect>) {
+    pub(super) fn take_back(&mut self, owed: Owed, effects: &mut Vec<Effect>) {
         if self.journal.leave != owed.leave {
             self.asked = self.journal.leave;
             self.renounce();

@@ -116,8 +116,17 @@ impl Machine {
         let how = if swap.is_of_adopted() { How::Restart } else { how };
         self.live = Live { release: Some(to.clone()), is_running: true, ..Live::default() };
         self.alike = None;
+        let is_deploy = self.is_deploy(&swap);
         self.state = State::Live { swap, how, step: Step::Activate };
-        self.begin(Task::Activate { to, from, how }, effects);
+        self.begin(Task::Activate { to, from, how, is_deploy }, effects);
+    }
+
+    /// Are the release's hooks due? They belong to a deploy: not to a restart of what serves, nor to a boot
+    /// of what was good here before, which must not hang on them.
+    fn is_deploy(&self, swap: &Swap) -> bool {
+        let is_restart = swap.from.as_ref() == Some(&swap.to);
+        let is_boot_of_good = self.ladder.is_some() && self.journal.is_known(&swap.to);
+        !is_restart && !is_boot_of_good
     }
 
     pub(super) fn live_done(
@@ -133,6 +142,7 @@ impl Machine {
             (Step::Activate, Outcome::Untouched(detail)) => {
                 self.untouched(swap, how, detail, effects);
             }
+            (Step::Activate, Outcome::Refused(detail)) => self.refused(swap, detail, effects),
             (Step::Activate, Outcome::Activated(done)) => {
                 // What was started anew would only be started anew again.
                 let how = if done == How::Restart { done } else { how };
@@ -140,7 +150,7 @@ impl Machine {
                 self.begin(Task::Prove(to), effects);
             }
             (Step::Prove, Outcome::Proved(evidence)) => {
-                self.live.evidence = Some(evidence);
+                self.live.evidence = evidence;
                 let known = self.ladder.is_some() && self.journal.is_known(&to);
                 let window = if known { Window::Brief } else { Window::Full };
                 self.state = State::Live { swap, how, step: Step::Probe };
@@ -181,6 +191,22 @@ impl Machine {
         let attempt = self.falls;
         self.failure = failure(&swap, &swap.to, Cause::Host, detail, attempt);
         self.wait(Retry::Resume(swap, how), attempt, effects);
+    }
+
+    /// Its own hook says no, and nothing was touched: it is rejected, and what serves is left alone.
+    fn refused(&mut self, mut swap: Swap, detail: String, effects: &mut Vec<Effect>) {
+        let before = self.before.take().filter(|(live, _)| live.is_running);
+        let Some((live, owed)) = before else {
+            // A boot, or a swap that the last run has begun: what serves is not known. No order to restart
+            // was carried out.
+            (swap.restart, swap.ordered) = (self.journal.restart, self.journal.orders.restart);
+            return self.live_failed(swap, Cause::Activate, detail, effects);
+        };
+        self.live = live;
+        self.journal.reject(swap.order, swap.to.clone(), detail.clone());
+        self.take_back(owed, effects);
+        self.failure = failure(&swap, &swap.to, Cause::Activate, detail, 1);
+        self.consider(effects);
     }
 
     fn proven(&mut self, swap: &Swap, effects: &mut Vec<Effect>) {
@@ -307,7 +333,7 @@ impl Machine {
         let how = if swap.is_of_adopted() { How::Restart } else { how };
         self.live = Live { release: Some(to.clone()), is_running: true, ..Live::default() };
         self.state = State::Restoring { swap, how, step: Step::Activate, attempt };
-        self.begin(Task::Activate { to, from, how }, effects);
+        self.begin(Task::Activate { to, from, how, is_deploy: false }, effects);
     }
 
     pub(super) fn restoring_done(
@@ -327,7 +353,7 @@ impl Machine {
                 self.begin(Task::Prove(to), effects);
             }
             (Step::Prove, Outcome::Proved(evidence)) => {
-                self.live.evidence = Some(evidence);
+                self.live.evidence = evidence;
                 self.state = State::Restoring { swap, how, step: Step::Probe, attempt };
                 self.begin(Task::Probe(to, Window::Brief), effects);
             }

@@ -15,6 +15,7 @@ mod adopted;
 mod boots;
 mod deploys;
 mod duties;
+mod hooks;
 mod killed;
 mod orders;
 mod permits;
@@ -37,6 +38,8 @@ struct Play {
     written: Journal,
     /// Is the report described with its marks for the coordinator?
     is_marked: bool,
+    /// The releases that were activated with their hooks due.
+    deploys: Vec<String>,
 }
 
 fn revision(letter: &str) -> Revision {
@@ -113,7 +116,9 @@ fn outcome(word: &str, rest: &[&str]) -> Option<Outcome> {
         "journalled" => Outcome::Journalled,
         "activated" => Outcome::Activated(How::Reload),
         "started" => Outcome::Activated(How::Restart),
-        "replaced" => Outcome::Proved(Evidence::Replaced),
+        "replaced" => Outcome::Proved(Some(Evidence::Replaced)),
+        "swapped" => Outcome::Proved(None),
+        "refused" => Outcome::Refused("a hook says no".to_owned()),
         "healthy" => Outcome::Healthy { served: false },
         "served" => Outcome::Healthy { served: true },
         "absent" => Outcome::Absent,
@@ -187,7 +192,8 @@ impl Play {
         let written = journal.clone();
         let (machine, effects) = Machine::new(policy, journal, found);
         let (now, wake, is_marked) = (Duration::ZERO, None, false);
-        let mut play = Self { machine, now, wake, told: None, written, is_marked };
+        let deploys = Vec::new();
+        let mut play = Self { machine, now, wake, told: None, written, is_marked, deploys };
         let told = play.tell(effects);
         (play, told)
     }
@@ -260,6 +266,9 @@ impl Play {
                 Effect::Begin(_, task) => {
                     if let Task::Journal(journal) = &task {
                         (self.written, is_written) = ((**journal).clone(), true);
+                    }
+                    if let Task::Activate { to, is_deploy: true, .. } = &task {
+                        self.deploys.push(name(to));
                     }
                     describe(&task)
                 }
@@ -375,7 +384,7 @@ fn describe(task: &Task) -> String {
             let from = swap.from.as_ref().map(name).unwrap_or_default();
             format!("journal {} {from}>{}", swap.order.generation, name(&swap.to))
         }
-        Task::Activate { to, from, how } => {
+        Task::Activate { to, from, how, .. } => {
             let how = if *how == How::Reload { "activate" } else { "restart" };
             let from = from.as_ref().map(name).unwrap_or_default();
             format!("{how} {from}>{}", name(to))

@@ -78,6 +78,10 @@ pub(super) fn read(path: &Path, account: Option<u32>) -> Result<Option<PidFile>,
     if ![0, own, account.unwrap_or(own)].contains(&found.uid()) {
         return Err(refused(format!("it belongs to uid {}, not to the app's user", found.uid())));
     }
+    // Where links to the files of others may be made, the app's user could have one of root's read out.
+    if found.nlink() > 1 && found.uid() != account.unwrap_or(own) {
+        return Err(refused("it has a second name, and belongs to another user".to_owned()));
+    }
     let mut bytes = Vec::new();
     let limit = u64::try_from(SIZE_BYTES_MAX).unwrap_or(u64::MAX) + 1;
     file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
@@ -200,5 +204,11 @@ mod tests {
         let error = read(&path, Some(7)).unwrap_err().to_string();
         assert!(error.contains("belongs to uid 65534"), "{error}");
         assert!(read(&path, None).is_err(), "without an account, the agent's own");
+        // Where links to the files of others may be made, this is how one of root's would be read out.
+        let (secret, named) = (dir.path().join("secret"), dir.path().join("named.pid"));
+        fs::write(&secret, "root's own").unwrap();
+        fs::hard_link(&secret, &named).unwrap();
+        let error = read(&named, Some(65_534)).unwrap_err().to_string();
+        assert!(error.contains("a second name") && !error.contains("own"), "{error}");
     }
 }

@@ -1,7 +1,9 @@
 //! Which releases are in live use, whatever `current` says.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use super::{Process, workers};
 use crate::process::{self, off_thread};
@@ -65,5 +67,28 @@ pub fn releases_in_use(releases: &Path) -> BTreeSet<String> {
         .filter_map(|path| release_of(&releases, &path))
         // One that was removed is shown as `<name> (deleted)`.
         .filter(|name| releases.join(name).is_dir())
+        .collect()
+}
+
+/// Returns the names of the trees in `trees` that some process works in, runs an executable of, or was
+/// started with a file of: an interpreter's own files are elsewhere, and the virtual environment that it
+/// serves from is told by its arguments alone.
+///
+/// Blocks while `/proc` is read.
+#[must_use]
+pub fn trees_in_use(trees: &Path) -> BTreeSet<String> {
+    let real = trees.canonicalize().unwrap_or_else(|_| trees.to_owned());
+    let arguments = |pid| {
+        let all = process::arguments(pid).unwrap_or_default().into_iter();
+        all.map(|argument| PathBuf::from(OsString::from_vec(argument)))
+    };
+    process::all()
+        .iter()
+        .flat_map(|stat| {
+            let seen = [process::working_directory(stat.pid), process::executable(stat.pid)];
+            seen.into_iter().flatten().chain(arguments(stat.pid))
+        })
+        .filter_map(|path| release_of(&real, &path).or_else(|| release_of(trees, &path)))
+        .filter(|name| real.join(name).is_dir())
         .collect()
 }

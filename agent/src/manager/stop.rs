@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Context, Process, Worker};
-use crate::process::{self, Stat, off_thread};
+use crate::process::{self, Stat, off_thread, reap_orphan};
 use crate::systemd::{self, UnitError, Verb};
 
 /// How long killed processes are waited for.
@@ -131,6 +131,8 @@ async fn reaped(process: &Process) {
     let started = Instant::now();
     let is_there = || Stat::read(process.pid).is_some_and(|s| s.start_ticks == process.start_ticks);
     while started.elapsed() < REAPED_WAIT_MAX && is_there() {
+        // Where the agent is the parent of orphans, nobody else does.
+        reap_orphan(&process.pidfd, process.pid);
         sleep(Duration::from_millis(20)).await;
     }
 }

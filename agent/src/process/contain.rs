@@ -25,8 +25,8 @@ use tracing::warn;
 use super::streams::Streams;
 use super::table::{self, Stat};
 use super::{
-    Environment, Exit, Job, MARKER_APP, MARKER_JOB, ProcessError, Remains, assemble, foreign,
-    watch_exit,
+    Cgroup, Environment, Exit, Holds, Job, Kind, Limit, MARKER_APP, MARKER_JOB, ProcessError,
+    Remains, assemble, foreign, orphans, watch_exit,
 };
 
 /// How long killed processes are waited for before they are looked for and killed again.
@@ -56,6 +56,10 @@ pub(super) struct Target {
     pub(super) leader: Option<i32>,
     /// Those that bear this marker are meant.
     pub(super) marker: Option<Marker>,
+    /// All that is in these is meant; they are removed in the end.
+    pub(super) cgroups: Vec<Cgroup>,
+    /// Those that bear this limit are meant.
+    pub(super) limit: Option<Limit>,
 }
 
 impl Target {
@@ -64,7 +68,18 @@ impl Target {
             stat.pid == leader || stat.group == leader || stat.session == leader
         });
         let marked = self.marker.as_ref();
-        led || marked.is_some_and(|marker| table::environ_holds(stat.pid, &marker.0))
+        led || self.limit.is_some_and(|limit| limit.is_borne_by(stat.pid))
+            || marked.is_some_and(|marker| table::environ_holds(stat.pid, &marker.0))
+    }
+
+    /// Returns who is in its cgroups.
+    fn inside(&self) -> BTreeSet<i32> {
+        self.cgroups.iter().flat_map(Cgroup::processes).collect()
+    }
+
+    /// Is this process in one of its cgroups now?
+    fn holds(&self, pid: i32) -> bool {
+        self.cgroups.iter().any(|cgroup| cgroup.holds(pid))
     }
 
     /// Returns those of `all` that descend from the leader or from a process found before.
@@ -105,14 +120,16 @@ impl Known {
         }
         let spared = table::own_line();
         let descendants = target.descendants(&self, &all);
+        let inside = target.inside();
         for stat in all {
             let key = (stat.pid, stat.start_ticks);
             let descends = descendants.contains(&stat.pid);
+            let is_inside = inside.contains(&stat.pid);
             if stat.ended
                 || stat.kernel
                 || spared.contains(&stat.pid)
                 || self.processes.contains_key(&key)
-                || !(descends || target.recognises(&stat))
+                || !(descends || is_inside || target.recognises(&stat))
             {
                 continue;
             }
@@ -120,7 +137,8 @@ impl Known {
             // Read again now that the pidfd holds on to whoever has the pid. If that has ended in
             // between and the pid went to another, signals through the pidfd are refused.
             let same = Stat::read(stat.pid).is_some_and(|now| {
-                now.start_ticks == stat.start_ticks && (descends || target.recognises(&now))
+                now.start_ticks == stat.start_ticks
+                    && (descends || target.holds(stat.pid) || target.recognises(&now))
             });
             if same {
                 self.processes.insert(key, pidfd);
@@ -171,12 +189,18 @@ pub(super) async fn end(target: &Target, grace: Duration) -> usize {
         if let Some(leader) = target.leader.and_then(Pid::from_raw) {
             kill_process_group(leader, Signal::KILL).ok();
         }
+        for cgroup in &target.cgroups {
+            cgroup.kill();
+        }
         known.signal(Signal::KILL);
         known = known.wait(target, KILLED_WAIT_MAX).await;
     }
     if !known.processes.is_empty() {
         let pids: Vec<i32> = known.processes.keys().map(|(pid, _)| *pid).collect();
         warn!(?pids, "could not end processes that a command had started");
+    }
+    for cgroup in &target.cgroups {
+        cgroup.remove();
     }
     known.found
 }
@@ -231,15 +255,32 @@ impl Contained {
         ]);
         let mut own = job.extra.clone();
         let mut marker = None;
+        let mut holds = match job.remains {
+            Remains::End => Holds::make(job.run_as, Kind::Job, true),
+            Remains::Leave => Holds::make(job.run_as, Kind::App, true),
+        };
         if job.remains == Remains::End {
             marker = Some(Marker(markers.iter().map(|(k, v)| format!("{k}={v}")).collect()));
             own.extend(markers);
+            if holds.cgroup.is_none() {
+                holds.limit = Limit::of_job(&job.run_as.tag, number);
+            }
         }
-        let mut command = assemble(job.command, job.cwd, job.run_as, &own, true);
-        let child =
-            command.stdout(stdout).stderr(stderr).kill_on_drop(true).spawn().map_err(failed)?;
+        let mut command = assemble(job.command, job.cwd, job.run_as, &own, &holds);
+        let command = command.stdout(stdout).stderr(stderr).kill_on_drop(true);
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(source) => {
+                holds.cgroup.iter().for_each(Cgroup::remove);
+                return Err(failed(source));
+            }
+        };
         let leader = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let target = Target { leader, marker };
+        leader.into_iter().for_each(orphans::note);
+        // What a command may leave is the app's, and so is the cgroup that it is in.
+        let cgroup = holds.cgroup.filter(|_| job.remains == Remains::End);
+        let cgroups = cgroup.into_iter().collect();
+        let target = Target { leader, marker, cgroups, limit: holds.limit };
         let mut contained = Contained { child, exited: None, streams, target, armed: true };
         // From here on the child is killed if anything fails.
         let pidfd = leader.and_then(open).ok_or_else(|| io::ErrorKind::NotFound.into());
@@ -289,6 +330,9 @@ impl Contained {
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
         self.armed = exit.is_err();
+        if !self.armed {
+            self.target.leader.into_iter().for_each(orphans::forget);
+        }
         (exit, std::mem::take(&mut self.streams))
     }
 }
@@ -301,8 +345,12 @@ impl Drop for Contained {
         if let Some(leader) = self.target.leader.and_then(Pid::from_raw) {
             kill_process_group(leader, Signal::KILL).ok();
         }
+        for cgroup in &self.target.cgroups {
+            cgroup.kill();
+        }
         // The runtime reaps the child; its pid must not be used beyond this point.
-        let rest = Target { leader: None, marker: self.target.marker.clone() };
+        self.target.leader.into_iter().for_each(orphans::forget);
+        let rest = Target { leader: None, ..self.target.clone() };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { end(&rest, Duration::ZERO).await });
         }

@@ -2,7 +2,8 @@
 //!
 //! It bears no marker, outlives the agent, and writes to a file of its own. What is watched is only
 //! the command itself: one that stays in the foreground is the app, one that exits with success has
-//! left a daemon, which the manager's pid file or status command finds.
+//! left a daemon, which the manager's pid file or status command finds. Where there are cgroups, it has
+//! one of its own, in which the app stays: apart from the agent, and from what is swept.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,7 +19,10 @@ use towline_protocol::recipe::CommandLine;
 use tracing::warn;
 
 use super::table::{self, Stat};
-use super::{Account, Environment, Exit, ProcessError, RunAs, assemble, foreign};
+use super::{
+    Account, Cgroup, Environment, Exit, Holds, Kind, ProcessError, RunAs, assemble, foreign,
+    orphans,
+};
 
 /// What a log file that the agent makes may be read by: its owner and its group.
 const LOG_MODE: u32 = 0o640;
@@ -31,6 +35,7 @@ const KILLED_WAIT_MAX: Duration = Duration::from_secs(2);
 pub struct Launched {
     pid: i32,
     start_ticks: u64,
+    cgroup: Option<Cgroup>,
     exit: watch::Receiver<Option<Exit>>,
 }
 
@@ -47,8 +52,8 @@ impl Launched {
         *self.exit.borrow()
     }
 
-    /// Ends what is left in the command's session: TERM, and KILL after `grace`. For a start that
-    /// failed; a daemon that has made a session of its own is not reached.
+    /// Ends what is left of the command: TERM, and KILL after `grace`. For a start that failed. Without a
+    /// cgroup a daemon that has made a session of its own is not reached.
     ///
     /// Returns how many processes there were.
     pub async fn end(&self, grace: Duration) -> usize {
@@ -68,11 +73,21 @@ impl Launched {
         found
     }
 
-    /// Signals every process of the session, and returns how many there were.
+    /// Signals every process of the session and of the cgroup, and returns how many there were.
     async fn signal(&self, signal: Signal) -> usize {
         let (leader, start_ticks) = (self.pid, self.start_ticks);
+        let cgroup = self.cgroup.clone();
         let all = move || {
-            let members = table::session_members(leader, start_ticks, &table::all());
+            let all = table::all();
+            let mut members = table::session_members(leader, start_ticks, &all);
+            let inside = cgroup.as_ref().map(Cgroup::processes).unwrap_or_default();
+            let is_other = |stat: &&Stat| {
+                inside.contains(&stat.pid)
+                    && !stat.ended
+                    && !members.iter().any(|member| member.pid == stat.pid)
+            };
+            let others: Vec<Stat> = all.iter().filter(is_other).cloned().collect();
+            members.extend(others);
             let reach = |stat: &&Stat| {
                 let pidfd = Pid::from_raw(stat.pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
                 let Some(Ok(pidfd)) = pidfd else { return false };
@@ -111,7 +126,8 @@ pub async fn launch(
     let log = open_log(log_file, account)?;
     let failed = |source| ProcessError::start(LABEL, command, cwd, run_as, source);
     let errors = log.try_clone().map_err(failed)?;
-    let mut child = assemble(command, cwd, run_as, &Environment::new(), false)
+    let holds = Holds::make(run_as, Kind::App, false);
+    let mut child = assemble(command, cwd, run_as, &Environment::new(), &holds)
         .stdout(log)
         .stderr(errors)
         .kill_on_drop(false)
@@ -119,14 +135,16 @@ pub async fn launch(
         .map_err(failed)?;
     // Not reaped yet, so the pid names the command even if it has ended.
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+    orphans::note(pid);
     let start_ticks = Stat::read(pid).map_or(0, |stat| stat.start_ticks);
     let (sender, exit) = watch::channel(None);
     tokio::spawn(async move {
         if let Ok(status) = child.wait().await {
+            orphans::forget(pid);
             sender.send_replace(Some(status.into()));
         }
     });
-    Ok(Launched { pid, start_ticks, exit })
+    Ok(Launched { pid, start_ticks, cgroup: holds.cgroup, exit })
 }
 
 /// Opens the log file to append to it, and makes it where there is none.

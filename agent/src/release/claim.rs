@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 use towline_protocol::ids::Revision;
 
-use super::{DiskError, MARKER_VERSION, Store, failed, marker_path};
+use super::{DiskError, MARKER_VERSION, Store, failed, marker_path, seize};
 
 /// What may stand in the directory of the package managers' caches.
 const CACHES: &[&str] = &["xdg", "npm", "pip"];
@@ -40,7 +40,11 @@ fn stem(name: &str) -> &str {
 
 impl Store {
     /// Checks that what is here was made by Towline, as far as it would be removed or replaced.
-    pub(super) fn check_claim(&self) -> Result<(), DiskError> {
+    ///
+    /// # Errors
+    ///
+    /// It was made by another, or by a newer agent.
+    pub(crate) fn check_claim(&self) -> Result<(), DiskError> {
         self.check_current()?;
         self.check_markers()?;
         if fs::symlink_metadata(self.state()).is_ok() {
@@ -52,6 +56,17 @@ impl Store {
         only(&self.releases(), |name| is_release(stem(name)) || is_probe(name))?;
         only(&self.dependencies(), |name| is_key(stem(name)) || is_probe(name))?;
         only(&self.package_cache(), |name| CACHES.contains(&name))
+    }
+
+    /// Checks that nobody but root can put something else where root will write.
+    pub(super) fn check_owner(&self) -> Result<(), DiskError> {
+        let own = [self.state(), self.releases(), self.dependencies(), self.staging()];
+        let there = own.into_iter().filter(|dir| dir.exists());
+        let open = std::iter::once(self.dir().to_owned()).chain(there);
+        match open.into_iter().find_map(|dir| seize::writable_by_others(&dir)) {
+            Some(path) => Err(DiskError::Writable { path }),
+            None => Ok(()),
+        }
     }
 
     /// A marker of a newer agent vouches for a release that would be taken for a leftover here.
@@ -122,7 +137,7 @@ fn only(dir: &Path, is_own: impl Fn(&str) -> bool) -> Result<(), DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     #[test]
     fn what_others_made_ends_the_start_and_is_left_as_it_is() {
@@ -168,6 +183,28 @@ mod tests {
         store.prepare().unwrap();
         fs::create_dir(store.releases().join("main")).unwrap();
         store.prepare().unwrap();
+    }
+
+    #[test]
+    fn root_does_not_write_where_another_user_can_put_a_link() {
+        if fs::metadata("/proc/self").is_ok_and(|own| own.uid() != 0) {
+            println!("not root: everything is the agent's own, so this is not tried");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.prepare().unwrap();
+        for place in [dir.path().to_owned(), store.releases(), store.staging(), store.state()] {
+            std::os::unix::fs::chown(&place, Some(65_534), None).unwrap();
+            let error = store.prepare().unwrap_err();
+            assert!(matches!(&error, DiskError::Writable { .. }), "{}: {error}", place.display());
+            assert!(error.hint().unwrap().contains("chown root:root"), "{error}");
+            std::os::unix::fs::chown(&place, Some(0), None).unwrap();
+        }
+        for place in [store.shared(), store.log()] {
+            std::os::unix::fs::chown(&place, Some(65_534), None).unwrap();
+            store.prepare().unwrap();
+        }
     }
 
     #[test]

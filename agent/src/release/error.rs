@@ -41,6 +41,23 @@ pub enum DiskError {
         /// What host config reserves.
         kept_mib: u64,
     },
+    /// What is never pruned takes more than the quota.
+    #[error(
+        "the {what} in need take {needed_mib} MiB{}: more than the {quota_mib} MiB of {key}",
+        due(*due_mib)
+    )]
+    Quota {
+        /// What of.
+        what: &'static str,
+        /// What those that are in need take.
+        needed_mib: u64,
+        /// What the next one would take, as far as that is known.
+        due_mib: u64,
+        /// The quota.
+        quota_mib: u64,
+        /// Its name in host config.
+        key: &'static str,
+    },
     /// Too few inodes.
     #[error("{} has {free} inodes free; {needed} are needed", path.display())]
     Inodes {
@@ -66,6 +83,12 @@ pub enum DiskError {
         path: PathBuf,
         /// What it is instead.
         found: String,
+    },
+    /// Root would write where others can put something else.
+    #[error("users other than root may change what is in {}", path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
     },
     /// Another agent holds the lock.
     #[error("another agent runs for {}", path.display())]
@@ -108,6 +131,10 @@ impl DiskError {
             DiskError::Space { .. } | DiskError::Inodes { .. } => {
                 Some("free some space, or lower keep.releases or keep.free_mib".to_owned())
             }
+            DiskError::Quota { key, .. } => Some(format!(
+                "raise {key} in host config and restart the agent, or make releases smaller: what \
+                 serves, and what it would go back to, is never removed"
+            )),
             DiskError::Foreign { dir, .. } => Some(format!(
                 "name an empty directory as `dir` in host config, or move {} away once: what is \
                  not Towline's would be removed",
@@ -117,12 +144,22 @@ impl DiskError {
                 "move {} away once: what it is, or points at, would be neither kept nor restored",
                 path.display()
             )),
+            DiskError::Writable { path } => Some(format!(
+                "chown root:root {0} && chmod go-w {0}: what is to be written by the app goes to \
+                 shared.dirs; or run the agent as the app's user",
+                path.display()
+            )),
             DiskError::Locked { .. } => {
                 Some("end the other agent first, or ask it with `towline-agent status`".to_owned())
             }
             DiskError::Newer { .. } => Some("install that agent again, or a newer one".to_owned()),
         }
     }
+}
+
+/// What the next one takes, where that is known.
+fn due(mib: u64) -> String {
+    if mib == 0 { String::new() } else { format!(", and the next one {mib} MiB") }
 }
 
 /// Turns an I/O error into one that says what was attempted, on what.

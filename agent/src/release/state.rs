@@ -63,7 +63,7 @@ pub struct Leaving {
 }
 
 /// What `towline-agent status` reads: the last report, and when and by whom it was written.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// The report.
     #[serde(flatten)]
@@ -243,6 +243,33 @@ impl Store {
     /// Where there is one and it cannot be read.
     pub fn read_status(&self) -> Result<Option<Status>, DiskError> {
         self.read("status.json")
+    }
+
+    /// Forgets which instance this was, and all that it had seen: an image is nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// Whatever cannot be removed.
+    pub fn forget_instance(&self) -> Result<(), DiskError> {
+        // The token first: it is the one thing that must not be in an image.
+        let names = [
+            "token",
+            "contact.json",
+            "leaving",
+            "status.json",
+            "journal.json",
+            "journal.broken.json",
+        ];
+        for name in names.into_iter().flat_map(|name| [name.to_owned(), format!("{name}.new")]) {
+            let path = self.state().join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        durable::sync_dir(&self.state()).map_err(failed("make durable", &self.state()))
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, DiskError> {

@@ -2,9 +2,10 @@
 //! proof that workers of that release run.
 //!
 //! ```text
-//!   settled? ─► look at workers ─► swap `current` ─┬─ reload: signal, or command
-//!                                                  ├─ restart: stop, start
-//!                                                  └─ nothing runs: start
+//!   hook ─► settled? ─► look at workers ─► swap `current` ─┬─ reload: signal, or command
+//!                                                          ├─ restart: stop, start
+//!                                                          ├─ nothing runs: start
+//!                                                          └─ no manager: nothing
 //! ```
 
 use std::cell::Cell;
@@ -14,11 +15,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use towline_protocol::recipe::{CommandLine, Find, Recipe, Reload, RestartWhen};
+use towline_protocol::recipe::{CommandLine, Find, Manager, Recipe, Reload, RestartWhen};
 use towline_protocol::report::Cause;
 use tracing::{debug, info, warn};
 
 use super::Tools;
+use super::hooks;
 use super::place::{self, directory, finder, home, marker_of, recipe_of};
 use super::printed;
 use super::probe::answers;
@@ -36,6 +38,9 @@ use crate::systemd::{self, Verb};
 /// How long a manager that was told to stop gets to be replaced by its own supervisor before it is
 /// started by us.
 const COMES_BACK: Duration = Duration::from_millis(300);
+
+/// How long a manager may take to end where the release that replaces it has none.
+const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How long workers must hold still for a reload to count as over.
 const STILL: Duration = Duration::from_secs(1);
@@ -117,10 +122,12 @@ pub(super) async fn check_way(
 async fn check_lost(tools: &Tools) -> Result<(), String> {
     let Some(live) = place::live(tools) else { return Ok(()) };
     let Ok(recipe) = recipe_of(tools, &live) else { return Ok(()) };
+    // Without a manager nothing is to be found, and nothing is started beside what answers.
+    let Some(find) = finder(tools, &recipe) else { return Ok(()) };
     if !answers(tools, &recipe, &live).await {
         return Ok(());
     }
-    let by = named(&finder(tools, &recipe));
+    let by = named(&find);
     Err(format!(
         "the app answers as {}, and {by} names no manager of it (put the pid back, or stop the app \
          once)",
@@ -143,8 +150,13 @@ pub(super) async fn activate(
     to: Release,
     from: Option<Release>,
     how: How,
+    is_deploy: bool,
     stop: CancellationToken,
 ) -> Outcome {
+    let hooks = hooks::Due { from: from.clone(), is_deploy };
+    if let Err(refused) = hooks::before(&tools, &to, hooks, &stop).await {
+        return refused;
+    }
     let started = Instant::now();
     let work = match Work::new(&tools, to.clone(), from, how, &stop) {
         Ok(work) => work,
@@ -192,7 +204,8 @@ pub(super) async fn activate(
 
 /// How the managers are found that may run now, and the one that is to run.
 struct Managers {
-    incoming: (Find, Release),
+    /// `None` where the recipe names none.
+    incoming: Option<(Find, Release)>,
     /// By other recipes: that of what `current` names, and that of what served before. They differ
     /// where a killed agent left a swap half done, at a boot that goes down its ladder, and where what
     /// was adopted is left.
@@ -203,7 +216,7 @@ struct Managers {
 
 impl Managers {
     fn of(tools: &Tools, to: &Release, from: Option<&Release>) -> Result<Self, String> {
-        let incoming = (finder(tools, &recipe_of(tools, to)?), to.clone());
+        let incoming = finder(tools, &recipe_of(tools, to)?).map(|find| (find, to.clone()));
         let live = place::live(tools);
         let others = [live.as_ref(), from].into_iter().flatten().filter(|other| *other != to);
         let mut outgoing: Vec<(Find, Release)> = Vec::new();
@@ -211,9 +224,9 @@ impl Managers {
         for other in others {
             old = old.or_else(|| tools.store.marker(other.own()?));
             let Ok(recipe) = recipe_of(tools, other) else { continue };
-            let find = finder(tools, &recipe);
+            let Some(find) = finder(tools, &recipe) else { continue };
             let is_known = |(known, _): &(Find, Release)| *known == find;
-            if !is_known(&incoming) && !outgoing.iter().any(is_known) {
+            if !incoming.iter().chain(&outgoing).any(is_known) {
                 outgoing.push((find, other.clone()));
             }
         }
@@ -221,7 +234,7 @@ impl Managers {
     }
 
     fn all(&self) -> impl Iterator<Item = &(Find, Release)> {
-        std::iter::once(&self.incoming).chain(&self.outgoing)
+        self.incoming.iter().chain(&self.outgoing)
     }
 }
 
@@ -259,7 +272,8 @@ impl<'a> Work<'a> {
         let marker = to.own().map(|revision| marker_of(tools, revision)).transpose()?;
         let recipe = recipe_of(tools, &to)?;
         let managers = Managers::of(tools, &to, from.as_ref())?;
-        let asks = |when| recipe.manager.restart_when.contains(&when);
+        let restart_when = recipe.manager.iter().flat_map(|manager| &manager.restart_when);
+        let asks = |when| restart_when.clone().any(|asked| *asked == when);
         let differs = |get: fn(&Marker) -> &Option<String>| {
             let both = managers.old.as_ref().zip(marker.as_ref());
             both.is_some_and(|(old, marker)| get(old) != get(marker))
@@ -290,7 +304,7 @@ impl<'a> Work<'a> {
         {
             // Two reloads never overlap: one that is under way is waited for.
             let releases = self.tools.store.releases();
-            settle(process, &releases, self.recipe.manager.timeout, self.stop).await;
+            settle(process, &releases, self.timeout(), self.stop).await;
             running = self.find_all().await?;
         }
         if running.own.is_none() && running.others.is_empty() {
@@ -322,8 +336,11 @@ impl<'a> Work<'a> {
         for other in &running.others {
             self.end(other).await?;
         }
+        let Some(manager) = &self.recipe.manager else {
+            return Ok((How::Restart, "swapped: it has no manager"));
+        };
         let Some(process) = running.own else {
-            self.start().await?;
+            self.start(manager).await?;
             let is_other = !running.others.is_empty();
             let done =
                 if is_other { "restart: the recipe names another manager" } else { "started" };
@@ -333,18 +350,18 @@ impl<'a> Work<'a> {
             self.tools.before.borrow().as_ref().is_some_and(|before| !before.workers.is_empty());
         match self.needs_restart {
             Some(reason) => {
-                self.restart(&process).await?;
+                self.restart(manager, &process).await?;
                 Ok((How::Restart, reason))
             }
             // A reload shows in new workers; a manager without any cannot show it.
             None if !has_workers => {
-                self.restart(&process).await?;
+                self.restart(manager, &process).await?;
                 Ok((How::Restart, "restart: it has no workers that a reload could replace"))
             }
-            None => match self.reload(&process).await? {
+            None => match self.reload(manager, &process).await? {
                 true => Ok((How::Reload, "reloaded")),
                 false => {
-                    self.start().await?;
+                    self.start(manager).await?;
                     Ok((How::Restart, "started: it was gone"))
                 }
             },
@@ -352,7 +369,7 @@ impl<'a> Work<'a> {
     }
 
     async fn find_all(&self) -> Result<Running, String> {
-        let own = self.find(&self.managers.incoming).await?;
+        let own = self.find_own().await?;
         let mut others: Vec<Process> = Vec::new();
         for find in &self.managers.outgoing {
             let found = self.find(find).await?;
@@ -363,6 +380,19 @@ impl<'a> Work<'a> {
         Ok(Running { own, others })
     }
 
+    /// Finds the manager that is to run.
+    async fn find_own(&self) -> Result<Option<Process>, String> {
+        match &self.managers.incoming {
+            Some(incoming) => self.find(incoming).await,
+            None => Ok(None),
+        }
+    }
+
+    /// How long a reload, a stop or a start may take.
+    fn timeout(&self) -> Duration {
+        self.recipe.manager.as_ref().map_or(STOP_TIMEOUT, |manager| manager.timeout)
+    }
+
     async fn find(&self, (find, of): &(Find, Release)) -> Result<Option<Process>, String> {
         let found = look(self.tools, find, of, self.stop).await;
         found.map_err(|error| hinted(&error, error.hint()))
@@ -370,16 +400,17 @@ impl<'a> Work<'a> {
 
     /// Says how the manager is told to reload, for people.
     fn how_to_reload(&self) -> String {
-        match &self.recipe.manager.reload {
-            Reload::Signal(signal) => signal.name().to_owned(),
-            Reload::Command(command) => format!("`{command}`"),
-            Reload::Unit => "the unit's own reload".to_owned(),
+        match self.recipe.manager.as_ref().map(|manager| &manager.reload) {
+            Some(Reload::Signal(signal)) => signal.name().to_owned(),
+            Some(Reload::Command(command)) => format!("`{command}`"),
+            Some(Reload::Unit) => "the unit's own reload".to_owned(),
+            None => String::new(),
         }
     }
 
     /// Returns `false` where the manager ended before it could be told.
-    async fn reload(&self, process: &Process) -> Result<bool, String> {
-        match &self.recipe.manager.reload {
+    async fn reload(&self, manager: &Manager, process: &Process) -> Result<bool, String> {
+        match &manager.reload {
             Reload::Signal(signal) => match manager::signal(process, *signal) {
                 Ok(()) => Ok(true),
                 Err(SignalError::Gone { .. }) => Ok(false),
@@ -392,7 +423,7 @@ impl<'a> Work<'a> {
                     cwd: &self.home,
                     run_as: &self.tools.run_as,
                     extra: process::Environment::new(),
-                    deadline: self.recipe.manager.timeout,
+                    deadline: manager.timeout,
                     capture: false,
                     // What it leaves may be the app's new processes.
                     remains: Remains::Leave,
@@ -404,8 +435,8 @@ impl<'a> Work<'a> {
                 })
             }
             Reload::Unit => {
-                let unit = self.unit().unwrap_or_default();
-                let verb = Verb::Reload(self.recipe.manager.timeout);
+                let unit = manager.unit().unwrap_or_default();
+                let verb = Verb::Reload(manager.timeout);
                 let told = systemd::tell(verb, unit, &self.tools.run_as, self.stop).await;
                 told.map(|()| true).map_err(|error| hinted(&error, error.hint()))
             }
@@ -416,7 +447,7 @@ impl<'a> Work<'a> {
     async fn end(&self, process: &Process) -> Result<(), String> {
         self.has_ended.set(true);
         let context = Context { run_as: &self.tools.run_as, cwd: &self.home, stop: self.stop };
-        let stopped = manager::stop(process, self.recipe.manager.timeout, &context)
+        let stopped = manager::stop(process, self.timeout(), &context)
             .await
             .map_err(|error| hinted(&error, error.hint()))?;
         if stopped.killed > 0 {
@@ -428,43 +459,36 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    async fn restart(&self, process: &Process) -> Result<(), String> {
+    async fn restart(&self, manager: &Manager, process: &Process) -> Result<(), String> {
         self.end(process).await?;
         // A supervisor of the app's own may have brought it back by now; that of an app which was there
         // before would bring back the wrong one.
         let deadline = Instant::now() + COMES_BACK;
-        let may_come_back = !self.is_foreign && self.unit().is_none();
+        let may_come_back = !self.is_foreign && manager.unit().is_none();
         while may_come_back && Instant::now() < deadline {
-            if self.find(&self.managers.incoming).await?.is_some() {
+            if self.find_own().await?.is_some() {
                 return Ok(());
             }
             sleep(Duration::from_millis(50)).await;
         }
-        self.start().await
-    }
-
-    /// The unit that is to run the app; `None` where a command starts it.
-    fn unit(&self) -> Option<&str> {
-        match &self.recipe.manager.find {
-            Find::Unit(unit) => Some(unit),
-            Find::PidFile(_) | Find::Status(_) => None,
-        }
+        self.start(manager).await
     }
 
     /// Starts the manager, and waits until it is found.
-    async fn start(&self) -> Result<(), String> {
-        let timeout = self.recipe.manager.timeout;
-        if let Some(unit) = self.unit() {
+    async fn start(&self, manager: &Manager) -> Result<(), String> {
+        let timeout = manager.timeout;
+        if let Some(unit) = manager.unit() {
             return unit::start(self.tools, unit, timeout, self.stop).await;
         }
-        let Some(command) = &self.recipe.manager.start else {
+        let Some(command) = &manager.start else {
             return Err("the recipe says neither how to start the app nor which unit does".into());
         };
         let begun = Instant::now();
+        let by = self.managers.incoming.as_ref().map_or(String::new(), |(find, _)| named(find));
         let mut launched = self.launch(command).await?;
         let mut may_repeat = self.has_ended.get();
         loop {
-            if self.find(&self.managers.incoming).await?.is_some() {
+            if self.find_own().await?.is_some() {
                 return Ok(());
             }
             // What was launched is the app, and it is not the app that is to stop: the next run finds it.
@@ -491,15 +515,13 @@ impl<'a> Work<'a> {
                 }
                 Some(exit) if !exit.is_success() => Some(format!("ended with {exit}")),
                 Some(_) if waited >= timeout => Some(format!(
-                    "ended with success, and no manager was found within {} s; see what {} names: a \
+                    "ended with success, and no manager was found within {} s; see what {by} names: a \
                      start that finds an old pid file must not take it for a running app",
-                    timeout.as_secs_f64(),
-                    named(&self.managers.incoming.0)
+                    timeout.as_secs_f64()
                 )),
                 _ if waited >= timeout => Some(format!(
-                    "no manager was found within {} s by {} (manager.timeout_s)",
-                    timeout.as_secs_f64(),
-                    named(&self.managers.incoming.0)
+                    "no manager was found within {} s by {by} (manager.timeout_s)",
+                    timeout.as_secs_f64()
                 )),
                 _ => None,
             };
@@ -536,7 +558,10 @@ pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken
         Ok(recipe) => recipe,
         Err(detail) => return Outcome::Failed(Cause::Prove, detail),
     };
-    let finder = finder(&tools, &recipe);
+    let (Some(finder), Some(manager)) = (finder(&tools, &recipe), &recipe.manager) else {
+        // Nothing of it runs that could show anything; its health check is what there is.
+        return hooks::after(&tools, &to, Outcome::Proved(None), &stop).await;
+    };
     let release = match &to {
         Release::Own(revision) => tools.store.release(revision),
         // Where its workers ought to run is not known: anywhere will do.
@@ -545,7 +570,7 @@ pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken
     // Every proof follows an activation of the same run, which has left it.
     let before = tools.before.borrow_mut().take().unwrap_or_else(Snapshot::nothing);
     let started = Instant::now();
-    let timeout = recipe.manager.timeout;
+    let timeout = manager.timeout;
     let home = home(&tools, &to);
     let context = Context { run_as: &tools.run_as, cwd: &home, stop: &stop };
     match manager::prove(&finder, &context, &before, &release, timeout).await {
@@ -566,7 +591,7 @@ pub(super) async fn prove(tools: Rc<Tools>, to: Release, stop: CancellationToken
                 workers => format!("{workers} new workers"),
             };
             tools.saying.note(format!("{new} in {elapsed_s:.1} s ({shown})"));
-            Outcome::Proved(evidence)
+            hooks::after(&tools, &to, Outcome::Proved(Some(evidence)), &stop).await
         }
         Err(error) => {
             let detail = hinted(&error, error.hint());

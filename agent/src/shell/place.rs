@@ -26,15 +26,15 @@ pub(super) fn marker_of(tools: &Tools, revision: &Revision) -> Result<Marker, St
     marker.ok_or_else(|| format!("the release {} is not complete on disk", revision.short()))
 }
 
-/// Says how the manager of a recipe is found on this host: by an absolute path.
-pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Find {
-    match &recipe.manager.find {
+/// Says how the manager of a recipe is found on this host: by an absolute path; `None` where it has none.
+pub(crate) fn finder(tools: &Tools, recipe: &Recipe) -> Option<Find> {
+    Some(match &recipe.manager.as_ref()?.find {
         // A relative one lies in a shared directory, as the recipe's own check has it.
         Find::PidFile(path) if !path.starts_with('/') => {
             Find::PidFile(tools.store.shared().join(path).display().to_string())
         }
         other => other.clone(),
-    }
+    })
 }
 
 /// The release's own directory.

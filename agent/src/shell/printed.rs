@@ -4,11 +4,12 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 
-use towline_protocol::recipe::{Find, Recipe};
+use towline_protocol::recipe::Recipe;
 use tracing::warn;
 
 use super::Tools;
 use crate::error;
+use crate::release;
 use crate::shown;
 use crate::systemd;
 
@@ -29,8 +30,7 @@ const LOG_BYTES_MAX: u64 = 10 << 20;
 pub(super) fn bound(tools: &Tools) {
     let log = tools.store.app_log();
     if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX)
-        && let Err(error) =
-            fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0))
+        && let Err(error) = release::open_plain(&log, true).and_then(|file| file.set_len(0))
     {
         warn!(error = error::chain(&error), path = %log.display(), "could not empty the app's log");
     }
@@ -38,12 +38,12 @@ pub(super) fn bound(tools: &Tools) {
 
 /// From here on the app's log tells of another activation.
 pub(super) fn mark(tools: &Tools) {
-    tools.saying.mark(&tools.store.app_log(), super::seconds_now());
+    tools.saying.mark(&tools.store.app_log(), crate::status::seconds_now());
 }
 
 /// Keeps what the app has printed since the last activation, to be reported, and returns its end.
 pub(super) async fn keep(tools: &Tools, recipe: &Recipe) -> Option<String> {
-    let Find::Unit(unit) = &recipe.manager.find else {
+    let Some(unit) = recipe.unit() else {
         tools.saying.app(&tools.store.app_log());
         return end(tools);
     };
@@ -54,7 +54,7 @@ pub(super) async fn keep(tools: &Tools, recipe: &Recipe) -> Option<String> {
 
 /// Returns the end of what an app without a unit has printed, for whoever looks for the cause.
 pub(super) fn end(tools: &Tools) -> Option<String> {
-    let mut file = fs::File::open(tools.store.app_log()).ok()?;
+    let mut file = release::open_plain(&tools.store.app_log(), false).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).ok()?;
     let mut bytes = Vec::new();

@@ -56,7 +56,11 @@ pub(super) async fn check(
         Ok(probing) => probing,
         Err(detail) => return Outcome::Failed(Cause::Unhealthy, detail),
     };
-    let process = match probing.find().await {
+    let Some(finder) = place::finder(&tools, &probing.recipe) else {
+        // It serves for as long as `current` names it.
+        return probing.run(false).await;
+    };
+    let process = match probing.find(&finder).await {
         Ok(Some(process)) => process,
         Ok(None) if stop.is_cancelled() => return stopped(),
         Ok(None) if answers(&tools, &probing.recipe, &release).await => {
@@ -136,11 +140,10 @@ impl<'a> Probing<'a> {
     }
 
     /// Looks for the manager, and gives one that is missing the time to come back.
-    async fn find(&self) -> Result<Option<manager::Process>, String> {
-        let finder = place::finder(self.tools, &self.recipe);
+    async fn find(&self, finder: &Find) -> Result<Option<manager::Process>, String> {
         let started = Instant::now();
         loop {
-            let found = activate::look(self.tools, &finder, self.release, self.stop).await;
+            let found = activate::look(self.tools, finder, self.release, self.stop).await;
             let found = found.map_err(|error| activate::hinted(&error, error.hint()))?;
             let is_late = started.elapsed() >= BACK_WITHIN || self.stop.is_cancelled();
             if found.is_some() || is_late {
@@ -170,11 +173,11 @@ impl<'a> Probing<'a> {
         let finder = place::finder(self.tools, &self.recipe);
         let mut crashes = CrashWatch::begin();
         // What has answered once is judged by its answers alone.
-        let mut may_crash = is_start && !matches!(finder, Find::Status(_));
+        let mut may_crash = is_start && !matches!(finder, None | Some(Find::Status(_)));
         let mut has_failed = false;
         loop {
             let verdict = tokio::select! {
-                verdict = self.once(&finder) => verdict,
+                verdict = self.once(finder.as_ref()) => verdict,
                 () = self.stop.cancelled() => return stopped(),
             };
             match &verdict {
@@ -206,7 +209,7 @@ impl<'a> Probing<'a> {
             next += health.every;
             tokio::select! {
                 () = sleep_until(next) => {}
-                ended = self.crash(&finder, &mut crashes), if may_crash => {
+                ended = self.crash(finder.as_ref(), &mut crashes), if may_crash => {
                     let waited_s = started.elapsed().as_secs_f64();
                     let detail = format!(
                         "workers end as soon as they start: {ended} within {waited_s:.1} s"
@@ -219,10 +222,12 @@ impl<'a> Probing<'a> {
     }
 
     /// Tries the health check once, or looks whether the manager is alive.
-    async fn once(&self, finder: &Find) -> Verdict {
+    async fn once(&self, finder: Option<&Find>) -> Verdict {
         if let Some(probe) = &self.probe {
             return probe.once(self.release.own()).await;
         }
+        // What has no health check was adopted, and has a manager.
+        let Some(finder) = finder else { return Verdict::Pass { served: false } };
         let detail = match activate::look(self.tools, finder, self.release, self.stop).await {
             Ok(Some(_)) => return Verdict::Pass { served: false },
             Ok(None) => "its manager does not run".to_owned(),
@@ -232,7 +237,8 @@ impl<'a> Probing<'a> {
     }
 
     /// Waits for a crash loop; returns how many workers have ended.
-    async fn crash(&self, finder: &Find, crashes: &mut CrashWatch) -> u32 {
+    async fn crash(&self, finder: Option<&Find>, crashes: &mut CrashWatch) -> u32 {
+        let Some(finder) = finder else { return std::future::pending().await };
         let home = place::home(self.tools, self.release);
         let context = Context { run_as: &self.tools.run_as, cwd: &home, stop: self.stop };
         loop {

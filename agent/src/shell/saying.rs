@@ -5,13 +5,14 @@
 //! report. All of it is bounded, and made fit to be shown.
 
 use std::cell::{Cell, RefCell};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use towline_protocol::ids::Revision;
 use towline_protocol::poll::{FailureLog, LOG_BYTES_MAX, LogPart};
 
+use crate::release;
 use crate::shown;
 
 /// How much of a log one part may take. Three of a command's, the app's and a line of detail fit.
@@ -75,12 +76,13 @@ impl Saying {
         self.since_s.get()
     }
 
-    pub(super) fn take_note(&self) -> Option<String> {
+    /// Returns how the step went.
+    pub(crate) fn take_note(&self) -> Option<String> {
         self.note.take()
     }
 
     /// Returns what was said of a failure.
-    pub(super) fn take_log(&self, revision: Revision, detail: &str) -> FailureLog {
+    pub(crate) fn take_log(&self, revision: Revision, detail: &str) -> FailureLog {
         let detail = shown::short_line(detail, DETAIL_CHARS_MAX);
         let mut parts = self.parts.take();
         let mut room = (LOG_BYTES_MAX - FRAME_BYTES).saturating_sub(written(&detail));
@@ -112,7 +114,7 @@ fn end(text: &str, bytes_max: usize) -> &str {
 }
 
 fn tail(path: &Path, mark: u64) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    let mut file = release::open_plain(path, false).ok()?;
     let length = file.metadata().ok()?.len();
     // One that was emptied since is read from its beginning.
     let from = if mark <= length { mark } else { 0 };

@@ -26,9 +26,10 @@ pub(super) async fn check(
     stop: &CancellationToken,
 ) -> Result<(), String> {
     let recipe = place::recipe_of(tools, release)?;
-    let Find::Unit(unit) = &recipe.manager.find else { return Ok(()) };
+    let Some(manager) = &recipe.manager else { return Ok(()) };
+    let Some(unit) = manager.unit() else { return Ok(()) };
     let state = show(tools, unit, stop).await?;
-    if recipe.manager.reload == Reload::Unit && !state.can_reload {
+    if manager.reload == Reload::Unit && !state.can_reload {
         return Err(format!(
             "the unit {unit} has no ExecReload= (add it, or name manager.reload in the recipe)"
         ));

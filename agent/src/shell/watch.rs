@@ -40,7 +40,7 @@ pub(super) async fn gone(tools: Rc<Tools>, release: Release) {
 
 async fn take_hold(tools: &Tools, release: &Release) -> Option<Receiver> {
     let recipe = place::recipe_of(tools, release).ok()?;
-    let finder = place::finder(tools, &recipe);
+    let finder = place::finder(tools, &recipe)?;
     if matches!(finder, Find::Status(_)) {
         return None;
     }

@@ -13,6 +13,7 @@
 mod call;
 mod link;
 mod poll;
+mod reach;
 mod tell;
 mod turns;
 
@@ -39,6 +40,8 @@ use crate::git::{OriginError, secret_text};
 use crate::journal::RUN_SHIFT;
 use crate::machine::{Leave, Outcome};
 use crate::release::Store;
+pub use reach::reach;
+
 use call::Bearer;
 use link::{DEADLINE, Link};
 use poll::Poller;

@@ -21,7 +21,7 @@ async fn a_launched_app_lives_on_and_is_reaped_when_it_ends() {
     let app = launch(&command, dir.path(), &run_as, &log).await.unwrap();
     let pid = pid_in(&dir.path().join("pid")).await;
     assert_eq!((app.exited(), app.pid()), (None, pid));
-    assert_eq!(end_leftovers(&run_as.tag).await, 0, "it is no leftover");
+    assert_eq!(end_leftovers(&run_as.tag, run_as.cgroups.as_ref()).await, 0, "it is no leftover");
     assert!(lives(pid));
 
     fs::write(dir.path().join("go"), "").unwrap();

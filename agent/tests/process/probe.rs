@@ -147,6 +147,127 @@ async fn redirects_and_bad_statuses_fail() {
     }
 }
 
+/// What an endpoint does once it was asked; each for as long as anybody listens.
+#[derive(Debug, Clone, Copy)]
+enum Conduct {
+    /// Closes, before or after these bytes.
+    Close(&'static str),
+    /// Says this, and then this without end.
+    Flood(&'static str, &'static str),
+    /// Says this, and then one byte at a time.
+    Trickle(&'static str),
+    /// Never answers, and never closes.
+    Silence,
+    /// Resets the connection.
+    Reset,
+    /// Promises ten gigabytes, compressed: zeros that are none.
+    Bomb,
+}
+
+async fn behave(stream: &mut TcpStream, conduct: Conduct) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(stream.read_u8().await?);
+    }
+    match conduct {
+        Conduct::Close(text) => stream.write_all(text.as_bytes()).await,
+        Conduct::Flood(head, more) => {
+            stream.write_all(head.as_bytes()).await?;
+            let more = more.repeat(1024);
+            loop {
+                stream.write_all(more.as_bytes()).await?;
+            }
+        }
+        Conduct::Trickle(head) => {
+            stream.write_all(head.as_bytes()).await?;
+            loop {
+                stream.write_all(b"x").await?;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        Conduct::Silence => std::future::pending().await,
+        Conduct::Reset => stream.set_zero_linger(),
+        Conduct::Bomb => {
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 10000000000\r\n\r\n";
+            stream.write_all(head.as_bytes()).await?;
+            // The header of a member, and blocks that each stand for 258 bytes of zeros a bit or two.
+            stream.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3]).await?;
+            loop {
+                stream.write_all(&[0; 64 * 1024]).await?;
+            }
+        }
+    }
+}
+
+async fn endpoint(conduct: Conduct) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                // The probe may have heard enough.
+                behave(&mut stream, conduct).await.ok();
+            });
+        }
+    });
+    port
+}
+
+/// Every row is one rule: no endpoint holds up its probe, fills the agent's memory, or is followed
+/// elsewhere; and what answers well enough passes, whatever it says beside.
+#[tokio::test]
+async fn whatever_an_endpoint_does_costs_bounded_time_and_memory() {
+    use Conduct::{Bomb, Close, Flood, Reset, Silence, Trickle};
+    let elsewhere = serve(OK, r#"{"revision":"4f2c91e04f2c91e0"}"#, false).await;
+    let away: &'static str = Box::leak(
+        format!("HTTP/1.1 307 Moved\r\nlocation: http://127.0.0.1:{elsewhere}/\r\n\r\n")
+            .into_boxed_str(),
+    );
+    let json = || Some(RevisionAt::Json("/revision".to_owned()));
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let large = "HTTP/1.1 200 OK\r\ncontent-length: 10000000000\r\n\r\n";
+    let late = "no answer within 1 s";
+    let cases = [
+        ("it redirects", Close(away), json(), Err("status 307")),
+        ("and there without end", Flood(away, "x"), json(), Err("status 307")),
+        ("it never answers", Silence, None, Err(late)),
+        ("it closes at once", Close(""), None, Err("connection closed")),
+        ("it resets", Reset, None, Err("GET http")),
+        ("it closes in its head", Close("HTTP/1.1 200 OK\r\nx: "), None, Err("GET http")),
+        ("it trickles its head", Trickle("HTTP/1.1 200 OK\r\nx: "), None, Err(late)),
+        ("it trickles its body", Trickle(OK), json(), Err(late)),
+        ("headers without end", Flood("HTTP/1.1 200 OK\r\n", "x: y\r\n"), None, Err("GET http")),
+        ("a header without end", Flood("HTTP/1.1 200 OK\r\nx: ", "y"), None, Err("GET http")),
+        ("a status line without end", Flood("HTTP/1.1 200 ", "O"), None, Err("GET http")),
+        ("news without end", Flood("", "HTTP/1.1 103 Early\r\n\r\n"), None, Err("GET http")),
+        ("a body without end", Flood(OK, "x"), json(), Err("longer than 65536")),
+        ("chunks without end", Flood(chunked, "1\r\nx\r\n"), json(), Err("longer than 65536")),
+        ("a chunk's size without end", Flood(chunked, "1"), json(), Err("GET http")),
+        ("ten gigabytes", Flood(large, "x"), json(), Err("longer than 65536")),
+        ("where the status does, too", Flood(large, "x"), None, Ok(())),
+        ("what is compressed is not unpacked", Bomb, json(), Err("longer than 65536")),
+        ("another protocol", Flood("", "\0\u{1}\u{2}"), None, Err("GET http")),
+    ];
+    let before = super::child::resident_bytes();
+    for (rule, conduct, revision, expected) in cases {
+        let started = Instant::now();
+        let verdict = probe(http(endpoint(conduct).await), revision, Duration::from_secs(1)).await;
+        assert!(started.elapsed() < Duration::from_secs(20), "{rule}");
+        match (verdict, expected) {
+            (Verdict::Pass { served: false }, Ok(())) => {}
+            (Verdict::Fail(failure), Err(part)) => {
+                assert_eq!(failure.cause, Cause::Unhealthy, "{rule}");
+                assert!(failure.detail.contains(part), "{rule}: {}", failure.detail);
+                assert!(failure.detail.len() < 400 && !failure.detail.contains('\n'), "{rule}");
+            }
+            (verdict, expected) => panic!("{rule}: {verdict:?}, not {expected:?}"),
+        }
+        let grown = super::child::resident_bytes().saturating_sub(before);
+        assert!(grown < 24 << 20, "{rule}: grew by {grown} bytes");
+    }
+}
+
 #[tokio::test]
 async fn a_port_is_open_or_not() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -4,16 +4,16 @@
 use toml::de::DeTable;
 
 use super::{
-    Check, Health, HttpAddress, Install, Problem, REVISION_FILE, Recipe, RecipeError, RelativePath,
+    Check, Health, HttpAddress, Problem, REVISION_FILE, Recipe, RecipeError, RelativePath,
     RevisionAt, SIZE_BYTES_MAX, SocketName,
 };
 
+mod make;
 mod manager;
 mod value;
 
 use value::{Reader, Table, socket_name};
 
-const INSTALL_TIMEOUT_S: f64 = 600.0;
 const PROBE_TIMEOUT_S: f64 = 5.0;
 const PROBE_EVERY_S: f64 = 2.0;
 const HEALTHY_FOR_S: f64 = 30.0;
@@ -48,26 +48,20 @@ pub(super) fn recipe(text: &str) -> Result<Recipe, RecipeError> {
 impl Reader<'_> {
     fn recipe(&mut self, document: &DeTable<'_>) -> Option<Recipe> {
         let top = Table { name: "", line: 1, entries: document };
-        self.only(top, &["root", "install", "manager", "health", "shared"]);
+        self.only(top, &["root", "install", "build", "hooks", "manager", "health", "shared"]);
         let root = match top.get("root") {
             Some(value) => self.path(value, "root"),
             None => RelativePath::new(".").ok(),
         };
-        let install = self.table(top, "install").map(|table| self.install(table));
+        let install = self.optional(top, "install", Self::install);
+        let build = self.optional(top, "build", Self::build);
+        let hooks = self.optional(top, "hooks", Self::hooks);
         let shared = match self.table(top, "shared") {
             Some(table) => self.shared(table),
             None => Some(Vec::new()),
         };
-        let manager = match self.table(top, "manager") {
-            Some(table) => self.manager(table, shared.as_deref().unwrap_or_default()),
-            None => {
-                if top.get("manager").is_none() {
-                    let message = "say how the cluster manager is found, reloaded and started";
-                    self.missing(top, "manager", message);
-                }
-                None
-            }
-        };
+        let dirs = shared.clone().unwrap_or_default();
+        let manager = self.optional(top, "manager", |reader, table| reader.manager(table, &dirs));
         let health = match self.table(top, "health") {
             Some(table) => self.health(table),
             None => {
@@ -79,56 +73,25 @@ impl Reader<'_> {
                 None
             }
         };
-        let install = match install {
-            None => None,
-            Some(install) => Some(install?),
-        };
-        let (shared, manager) = (shared?, manager?);
-        if let Some(install) = &install {
-            self.disjoint(top, install, &shared);
-        }
-        Some(Recipe { root: root?, install, manager, health: health?, shared })
+        let (install, build, shared) = (install?, build?, shared?);
+        self.disjoint(top, install.as_ref(), build.as_ref(), &shared);
+        let (hooks, manager) = (hooks?.unwrap_or_default(), manager?);
+        Some(Recipe { root: root?, install, build, hooks, manager, health: health?, shared })
     }
 
-    /// An output that is also shared would be written by the app and linked by the agent.
-    fn disjoint(&mut self, top: Table<'_>, install: &Install, shared: &[RelativePath]) {
-        let line = top.get("shared").map_or(1, |value| self.line(value.span().start));
-        for dir in shared {
-            if install.outputs.iter().any(|output| output.holds(dir) || dir.holds(output)) {
-                let message = format!("{dir} is also an output of [install]; name each path once");
-                self.problem(line, "shared.dirs", message);
-            }
+    /// Reads a table that may be left out. The outer `None` means that something is wrong with it.
+    #[expect(clippy::option_option, reason = "absent and wrong are two things here")]
+    fn optional<T>(
+        &mut self,
+        top: Table<'_>,
+        key: &str,
+        read: impl FnOnce(&mut Self, Table<'_>) -> Option<T>,
+    ) -> Option<Option<T>> {
+        if top.get(key).is_none() {
+            return Some(None);
         }
-    }
-
-    fn install(&mut self, table: Table<'_>) -> Option<Install> {
-        self.only(table, &["command", "inputs", "outputs", "runtime", "timeout_s"]);
-        let command = self.command(table, "command");
-        if table.get("command").is_none() {
-            self.missing(table, "command", "a list such as [\"npm\", \"ci\"]");
-        }
-        let inputs = self.paths(table, "inputs", "the files that the command reads");
-        let outputs = self.paths(table, "outputs", "what the command makes");
-        if outputs.as_ref().is_some_and(|paths| paths.iter().any(RelativePath::is_root)) {
-            let line = self.line_of(table, "outputs");
-            self.problem(line, table.field("outputs"), "`.` would replace the release itself");
-        }
-        if let Some(outputs) = &outputs {
-            self.apart(table, "outputs", outputs);
-        }
-        let runtime = self.command(table, "runtime");
-        let timeout = self.duration(table, "timeout_s", INSTALL_TIMEOUT_S);
-        let runtime = match (table.get("runtime"), runtime) {
-            (Some(_), None) => return None,
-            (_, runtime) => runtime,
-        };
-        Some(Install {
-            command: command?,
-            inputs: inputs?,
-            outputs: outputs?,
-            runtime,
-            timeout: timeout?,
-        })
+        let table = self.table(top, key)?;
+        read(self, table).map(Some)
     }
 
     fn health(&mut self, table: Table<'_>) -> Option<Health> {
@@ -188,6 +151,15 @@ impl Reader<'_> {
         if !is_http {
             self.problem(line, "health.revision", "only an http answer can name the revision");
             return None;
+        }
+        if let Some(text) = value.get_ref().as_str() {
+            if text != "body" {
+                let message = format!(
+                    "{text:?} is not \"body\", {{ json = \"/revision\" }} or {{ header = \"x-revision\" }}"
+                );
+                self.problem(line, "health.revision", message);
+            }
+            return (text == "body").then_some(Some(RevisionAt::Body));
         }
         let place = self.table(table, "revision")?;
         let place = Table { name: "health.revision", ..place };
@@ -293,10 +265,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::recipe::{Find, Reload, ReloadSignal, RestartWhen};
+    use crate::recipe::{Find, Hooks, Place, Reload, ReloadSignal, RestartWhen};
 
     const FULL: &str = include_str!("../../golden/recipe-full.toml");
     const LEAST: &str = include_str!("../../golden/recipe-least.toml");
+    const MADE: &str = include_str!("../../golden/recipe-made.toml");
 
     #[test]
     fn a_full_recipe_is_read_as_written() {
@@ -306,9 +279,11 @@ mod tests {
         assert_eq!(install.command.to_string(), "npm ci --omit=dev");
         assert_eq!(install.inputs.len(), 3);
         assert_eq!(install.timeout, Duration::from_secs(600));
-        assert_eq!(recipe.manager.find, Find::PidFile("run/app.pid".to_owned()));
-        assert_eq!(recipe.manager.reload, Reload::Signal(ReloadSignal::Hup));
-        assert_eq!(recipe.manager.restart_when, [RestartWhen::Install, RestartWhen::Runtime]);
+        assert_eq!(install.place, Place::Release);
+        let manager = recipe.manager.unwrap();
+        assert_eq!(manager.find, Find::PidFile("run/app.pid".to_owned()));
+        assert_eq!(manager.reload, Reload::Signal(ReloadSignal::Hup));
+        assert_eq!(manager.restart_when, [RestartWhen::Install, RestartWhen::Runtime]);
         assert_eq!(recipe.health.revision, Some(RevisionAt::Json("/revision".to_owned())));
         assert_eq!(recipe.health.every, Duration::from_millis(500), "half a second is accepted");
     }
@@ -318,8 +293,11 @@ mod tests {
         let recipe = recipe(LEAST).unwrap();
         assert!(recipe.root.is_root());
         assert_eq!(recipe.install, None);
-        assert_eq!(recipe.manager.timeout, Duration::from_secs(90));
-        assert_eq!(recipe.manager.restart_when, [RestartWhen::Install, RestartWhen::Runtime]);
+        assert_eq!(recipe.build, None);
+        assert_eq!(recipe.hooks, Hooks::default());
+        let manager = recipe.manager.as_ref().unwrap();
+        assert_eq!(manager.timeout, Duration::from_secs(90));
+        assert_eq!(manager.restart_when, [RestartWhen::Install, RestartWhen::Runtime]);
         assert_eq!(recipe.health.passes, 3);
         assert_eq!(recipe.health.every, Duration::from_secs(2));
         assert_eq!(recipe.health.healthy_for, Duration::from_secs(30));
@@ -333,13 +311,29 @@ mod tests {
         let by_unit = |rest: &str| {
             let text =
                 format!("[manager]\nunit = \"web@1.service\"\n{rest}[health]\ntcp = \"a:1\"\n");
-            recipe(&text).unwrap().manager
+            recipe(&text).unwrap().manager.unwrap()
         };
         let manager = by_unit("");
         assert_eq!(manager.find, Find::Unit("web@1.service".to_owned()));
         assert_eq!((manager.start, manager.reload), (None, Reload::Unit));
         let told = by_unit("reload = \"SIGHUP\"\n");
         assert_eq!(told.reload, Reload::Signal(ReloadSignal::Hup), "past the unit's own way");
+    }
+
+    #[test]
+    fn builds_hooks_and_places_are_read_and_a_manager_may_be_left_out() {
+        let recipe = recipe(MADE).unwrap();
+        assert_eq!(recipe.install.unwrap().place, Place::ByKey);
+        let build = recipe.build.unwrap();
+        assert_eq!(build.command.to_string(), "./bin/build --all");
+        assert_eq!(build.outputs[0].as_str(), "dist");
+        assert_eq!(build.runtime.unwrap().to_string(), "node --version");
+        assert_eq!(build.timeout, Duration::from_secs(600));
+        assert_eq!(recipe.hooks.before.unwrap().to_string(), "./bin/migrate");
+        assert_eq!(recipe.hooks.after.unwrap().to_string(), "./bin/warm");
+        assert_eq!(recipe.hooks.timeout, Duration::from_secs(60));
+        assert_eq!(recipe.manager, None);
+        assert_eq!(recipe.health.revision, Some(RevisionAt::Body));
     }
 
     /// Each row replaces one piece of the least recipe and names the line and the field to blame.
@@ -388,8 +382,46 @@ mod tests {
                 "install.outputs",
             ),
             ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\nstart_s = -1", 7, "health.start_s"),
+            ("tcp = ", "http = \"http://a/\"\nrevision = \"header\"\n#", 7, "health.revision"),
+            ("\"127.0.0.1:3000\"", "\"127.0.0.1:3000\"\nrevision = \"body\"", 7, "health.revision"),
             ("[health]", "[install]\ncommand = [\"x\"]\n[health]", 5, "install.inputs"),
             ("[manager]", "surprise = 1\n[manager]", 1, "surprise"),
+            ("[manager]", "manager = 1\n[other]", 1, "manager"),
+            ("[health]", "[hooks]\n[health]", 5, "hooks.before"),
+            ("[health]", "[hooks]\nbefore = \"./bin/migrate\"\n[health]", 6, "hooks.before"),
+            ("[health]", "[hooks]\nafter = [\"x\"]\ntimeout_s = 0\n[health]", 7, "hooks.timeout_s"),
+            ("[health]", "[build]\noutputs = [\"dist\"]\n[health]", 5, "build.command"),
+            (
+                "[health]",
+                "[build]\ncommand = [\"x\"]\noutputs = [\".\"]\n[health]",
+                7,
+                "build.outputs",
+            ),
+            (
+                "[health]",
+                "[build]\ncommand = [\"x\"]\noutputs = [\".towline-revision\"]\n[health]",
+                7,
+                "build.outputs",
+            ),
+            (
+                "[health]",
+                "[build]\ncommand = [\"x\"]\noutputs = [\"a\"]\n[shared]\ndirs = [\"a/b\"]\n[health]",
+                8,
+                "shared.dirs",
+            ),
+            (
+                "[health]",
+                "[install]\ncommand = [\"x\"]\ninputs = [\"y\"]\noutputs = [\"a\"]\n[build]\ncommand = \
+                 [\"x\"]\noutputs = [\"a/b\"]\n[health]",
+                9,
+                "build.outputs",
+            ),
+            (
+                "[health]",
+                "[install]\ncommand = [\"x\"]\ninputs = [\"y\"]\noutputs = [\"a\"]\nplace = \"here\"\n[health]",
+                9,
+                "install.place",
+            ),
         ];
         for (from, to, line, field) in cases {
             let text = LEAST.replacen(from, to, 1);

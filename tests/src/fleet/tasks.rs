@@ -118,7 +118,10 @@ impl World {
                     Outcome::Journalled
                 }
             }
-            Task::Activate { to, from, how } => {
+            Task::Activate { is_deploy: true, .. } if is_unlucky && self.random.one_in(4) => {
+                Outcome::Refused("its migration says no".to_owned())
+            }
+            Task::Activate { to, from, how, .. } => {
                 if is_unlucky && self.random.one_in(2) {
                     return Outcome::Untouched("no pid file is to be trusted".to_owned());
                 }
@@ -145,7 +148,7 @@ impl World {
                     failed(Cause::Prove, "old")
                 }
                 _ if is_unlucky => failed(Cause::Prove, "slow"),
-                _ => Outcome::Proved(Evidence::Started),
+                _ => Outcome::Proved(Some(Evidence::Started)),
             },
             Task::Probe(release, _) | Task::Check(release, _) => {
                 let is_it = runs.is_some_and(|runs| runs.release == *release);

@@ -42,7 +42,10 @@ impl World {
                 let swap = journal.swap.as_ref().ok_or("a journal that allows no swap")?;
                 self.check_swap(journal, swap)?;
             }
-            Task::Activate { to, how, .. } => self.check_activate(to, *how)?,
+            Task::Activate { to, how, is_deploy, .. } => {
+                self.check_activate(to, *how)?;
+                self.check_hooks(to, *is_deploy)?;
+            }
             Task::Probe(release, Window::Brief) | Task::Check(release, Window::Brief) => {
                 let journal = self.machine.journal();
                 let restores = journal.swap.as_ref().is_some_and(|swap| swap.failed.is_some());
@@ -111,6 +114,17 @@ impl World {
         }
         if is_order && swap.to == *to && how != How::Restart {
             return Err("an order to restart is carried out by a reload".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What brings back what served hangs on no hook.
+    fn check_hooks(&self, to: &Release, is_deploy: bool) -> Result<(), String> {
+        let swap = self.journal.swap.as_ref().ok_or("nothing was journalled")?;
+        let restores = swap.failed.is_some();
+        let restarts = swap.from.as_ref() == Some(to);
+        if is_deploy && (restores || restarts) {
+            return Err(format!("hooks are due, and {} was there before", to.short()));
         }
         Ok(())
     }

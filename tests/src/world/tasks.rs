@@ -86,7 +86,10 @@ impl World {
             }
             Task::Journal(_) if self.is_full => failed(Cause::Disk, "full"),
             Task::Journal(_) => Ok(Outcome::Journalled),
-            Task::Activate { to, from, how } => {
+            Task::Activate { is_deploy: true, .. } if self.has_faults && self.random.one_in(12) => {
+                Ok(Outcome::Refused("its migration says no".to_owned()))
+            }
+            Task::Activate { to, from, how, .. } => {
                 if self.has_faults && self.random.one_in(10) {
                     return Ok(Outcome::Untouched("no pid file is to be trusted".to_owned()));
                 }
@@ -116,7 +119,7 @@ impl World {
                 Character::Crashes => failed(Cause::Prove, "they come and go"),
                 Character::NeedsRestart if self.how == How::Reload => failed(Cause::Prove, "old"),
                 _ if is_unlucky => failed(Cause::Prove, "slow"),
-                _ => Ok(Outcome::Proved(Evidence::Started)),
+                _ => Ok(Outcome::Proved(Some(Evidence::Started))),
             },
             Task::Probe(release, _) | Task::Check(release, _) => match of(release) {
                 _ if self.running.as_ref() != Some(release) => failed(Cause::Unhealthy, "refused"),

@@ -486,7 +486,7 @@ mod tests {
     }
 
     fn start(recipe: &Recipe) -> String {
-        recipe.manager.start.to_string()
+        recipe.manager.as_ref().map_or(String::new(), |manager| manager.start.to_string())
     }
 
     const CLUSTER: &str = "const cluster = require('node:cluster');\nprocess.on('SIGHUP', reload);\n\
@@ -510,8 +510,9 @@ mod tests {
         let inputs: Vec<&str> = install.inputs.iter().map(|path| path.as_str()).collect();
         assert_eq!(inputs, ["package.json", "package-lock.json", ".npmrc"]);
         assert_eq!(install.outputs[0].as_str(), "node_modules");
-        assert_eq!(recipe.manager.reload, Reload::Signal(ReloadSignal::Hup));
-        assert_eq!(recipe.manager.start.to_string(), "node master.js", "it writes its own pid");
+        let manager = recipe.manager.unwrap();
+        assert_eq!(manager.start.to_string(), "node master.js", "it writes its own pid");
+        assert_eq!(manager.reload, Reload::Signal(ReloadSignal::Hup));
         let Check::Http(http) = recipe.health.check else { panic!("{}", draft.text) };
         assert_eq!(http.to_string(), "http://127.0.0.1:8080/healthz");
         assert!(recipe.health.revision.is_some());

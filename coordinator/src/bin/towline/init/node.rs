@@ -46,8 +46,8 @@ pub(super) fn look(tree: &Tree) -> Option<Plan> {
     }
     if script("build").is_some() {
         plan.notes.push(
-            "package.json has a build script, and releases are not built: commit what it makes, or \
-             let install.command make it, with its sources among the inputs"
+            "package.json has a build script: add [build] with command = [\"npm\", \"run\", \"build\"] and \
+             outputs, which name what it makes and is not committed"
                 .to_owned(),
         );
     }

@@ -96,8 +96,8 @@ pub(super) fn look(tree: &Tree) -> Option<Plan> {
     };
     if tree.has_file("package.json") {
         plan.notes.push(
-            "there is a package.json too: what it builds is not built here; commit it, or let \
-             install.command make it"
+            "there is a package.json too: what it builds needs [build], with a command that installs \
+             its packages first"
                 .to_owned(),
         );
     }

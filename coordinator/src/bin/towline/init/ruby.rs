@@ -62,8 +62,8 @@ pub(super) fn look(tree: &Tree) -> Option<Plan> {
     }
     if tree.has_file("package.json") || tree.has_folder("app/assets") {
         plan.notes.push(
-            "assets are not built: commit them, or let install.command make them, with their sources \
-             among the inputs"
+            "assets need [build], with what precompiles them as its command and public/assets \
+             among its outputs"
                 .to_owned(),
         );
     }
