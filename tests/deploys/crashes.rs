@@ -19,7 +19,9 @@ use towline_tests::host::Host;
 use towline_tests::mount::Mount;
 use towline_tests::origin::{Origin, Repo};
 
+#[cfg(target_arch = "x86_64")]
 mod bad_disks;
+#[cfg(target_arch = "x86_64")]
 mod cuts;
 #[cfg(target_arch = "x86_64")]
 mod matrix;

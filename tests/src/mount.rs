@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
 
 /// A mount that is undone when the value is dropped, also when a test fails.
@@ -59,9 +60,10 @@ impl Mount {
         assert!(is_done("mount", &["-o", &size], &self.at), "{} is resized", self.at.display());
     }
 
-    /// Gives a file system that was made with [`Mount::of_inodes`] so many in all.
-    pub fn set_inodes(&self, inodes: u64) {
-        let count = format!("remount,nr_inodes={inodes}");
+    /// Leaves so many inodes free in a file system that was made with [`Mount::of_inodes`].
+    pub fn leave_inodes(&self, free: u64) {
+        let found = statvfs(&self.at).expect("it is mounted");
+        let count = format!("remount,nr_inodes={}", found.files() - found.files_free() + free);
         assert!(is_done("mount", &["-o", &count], &self.at), "{} has them", self.at.display());
     }
 

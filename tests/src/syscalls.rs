@@ -49,6 +49,16 @@ pub struct Call {
     pub about: String,
 }
 
+impl Call {
+    /// Is it about a file, and not about a thread or a process?
+    #[must_use]
+    pub fn is_of_file(&self) -> bool {
+        let of_processes =
+            ["kill", "pidfd_send_signal", "fork", "vfork", "clone", "clone3", "execve"];
+        !of_processes.contains(&self.name)
+    }
+}
+
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
