@@ -249,6 +249,23 @@ impl Lane {
         }
     }
 
+    /// Does the journal know what `current` leads to? A swap stands in it before it is made.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    fn is_journalled(&self) -> Result<(), String> {
+        let Some(current) = self.host.current() else { return Ok(()) };
+        let journal = fs::read(self.dir().join(".towline/journal.json")).unwrap_or_default();
+        let journal: Value = serde_json::from_slice(&journal).unwrap_or(Value::Null);
+        let proven = journal["proven"].as_array().into_iter().flatten();
+        let mut known = proven.chain([&journal["swap"]["to"], &journal["swap"]["from"]]);
+        if known.any(|known| *known == current) {
+            return Ok(());
+        }
+        Err(format!("current leads to {current}, and the journal knows nothing of it: {journal:#}"))
+    }
+
     /// How many managers run; what one has forked is not another one.
     fn managers(&self) -> usize {
         let all = self.host.processes("bin/manager");

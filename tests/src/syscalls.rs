@@ -87,6 +87,7 @@ pub struct Ran {
 ///
 /// Where it cannot be traced.
 #[must_use]
+#[expect(clippy::zombie_processes, reason = "whoever traces it waits for it, by its pid")]
 pub fn run(command: &Command, below: &Path, ask: &mut dyn FnMut(usize, &Call) -> Fate) -> Ran {
     let log = tempfile::NamedTempFile::new().expect("a temp file");
     // It waits until it is traced; what it becomes has the same pid.
