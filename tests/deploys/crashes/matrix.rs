@@ -7,8 +7,9 @@
 //!   lay out ─► once, killed or let fail at call n ─► holds? ─► a plain agent ─► converged?
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,11 +111,26 @@ impl Work {
 }
 
 /// One run in which something goes wrong.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Case {
     work: Work,
-    number: usize,
+    at: At,
     fate: Fate,
+}
+
+/// Where it goes wrong.
+#[derive(Debug, Clone)]
+enum At {
+    /// At the call of this number: somewhere else in some runs, since threads and looks come and go.
+    Number(usize),
+    /// At this very call, and the how manyth of its kind; its path is relative to the app's directory.
+    Call(Call, usize),
+}
+
+/// The same call, whichever instance makes it.
+fn relative(call: &Call, dir: &Path) -> Call {
+    let prefix = dir.to_str().expect("a temp dir's name is text");
+    Call { name: call.name, about: call.about.replace(prefix, "") }
 }
 
 fn lane(source: &Source, all: &Revisions) -> Lane {
@@ -129,41 +145,50 @@ fn lane(source: &Source, all: &Revisions) -> Lane {
     lane
 }
 
-fn traced(lane: &Lane, all: &Revisions, work: Work, at: Option<(usize, Fate)>) -> Ran {
+fn traced(lane: &Lane, all: &Revisions, work: Work, at: Option<(&At, Fate)>) -> (Ran, bool) {
     let command = work.command(lane, all);
-    let mut is_done = false;
-    let mut fate = |number: usize, call: &Call| match at {
-        _ if is_done => Fate::Leave,
-        // From run to run a call about a thread may come earlier or later.
-        Some((own, fate)) if number >= own && (fate == Fate::Kill || call.is_of_file()) => {
-            is_done = true;
-            fate
+    let dir = lane.dir();
+    let (mut is_done, mut met) = (false, 0);
+    let mut ask = |number: usize, call: &Call| {
+        let Some((at, fate)) = at else { return Fate::Pass };
+        if is_done {
+            return Fate::Leave;
         }
-        _ => Fate::Pass,
+        is_done = match at {
+            // From run to run a call about a thread may come earlier or later.
+            At::Number(own) => number >= *own && (fate == Fate::Kill || call.is_of_file()),
+            At::Call(own, nth) => {
+                met += usize::from(relative(call, &dir) == *own);
+                met == *nth
+            }
+        };
+        if is_done { fate } else { Fate::Pass }
     };
-    syscalls::run(&command, &lane.dir(), &mut fate)
+    let ran = syscalls::run(&command, &dir, &mut ask);
+    (ran, is_done)
 }
 
 /// The calls of a run in which nothing goes wrong.
 fn calls(lane: &mut Lane, all: &Revisions, source: &Source, work: Work) -> Vec<Call> {
     work.lay_out(lane, all);
     let (_, code) = work.end(all);
-    let ran = traced(lane, all, work, None);
+    let (ran, _) = traced(lane, all, work, None);
     assert_eq!(ran.ended, Ended::Exited(code), "{work:?}: {}", ran.log);
     work.goes_on(lane, all, source).expect("nothing went wrong");
-    ran.calls
+    let dir = lane.dir();
+    ran.calls.iter().map(|call| relative(call, &dir)).collect()
 }
 
-fn attempt(lane: &mut Lane, all: &Revisions, source: &Source, case: Case) -> Result<(), String> {
-    let Case { work, number, fate } = case;
+fn attempt(lane: &mut Lane, all: &Revisions, source: &Source, case: &Case) -> Result<(), String> {
+    let Case { work, at, fate } = case;
+    let (work, fate) = (*work, *fate);
     work.lay_out(lane, all);
     let (serves, code) = work.end(all);
-    let ran = traced(lane, all, work, Some((number, fate)));
+    let (ran, is_hit) = traced(lane, all, work, Some((at, fate)));
     let fail = |what: String| {
-        let call = ran.calls.get(number - 1);
-        Err(format!("{case:?}, {call:?}: {what}\n--- the agent:\n{}", ran.log))
+        let calls = &ran.calls[ran.calls.len().saturating_sub(2)..];
+        Err(format!("{case:?}, {calls:?}: {what}\n--- the agent:\n{}", ran.log))
     };
-    let is_hit = ran.calls.len() >= number;
     let is_expected = match (fate, ran.ended) {
         // A run may make a call less than another.
         (_, Ended::Exited(ended)) if !is_hit => ended == code,
@@ -215,7 +240,7 @@ fn matrix(choose: impl Fn(Work, &[Call]) -> Vec<Case>) {
     let (cases, next, failures, all) = (&cases, &next, &failures, &all);
     let go = move |mut lane: Lane| {
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(what) = attempt(&mut lane, all, source, *case) {
+            if let Err(what) = attempt(&mut lane, all, source, case) {
                 writeln!(std::io::stderr(), "{what}\n").ok();
                 failures.lock().expect("no case panics").push(format!("{case:?}"));
             }
@@ -232,16 +257,41 @@ fn matrix(choose: impl Fn(Work, &[Call]) -> Vec<Case>) {
 }
 
 /// Every so manyth of them, where not all are tried.
-fn spread(count: usize, wanted: usize) -> impl Iterator<Item = usize> {
+fn spread(count: usize, wanted: usize) -> BTreeSet<usize> {
     let step = if is_all() { 1 } else { count.div_ceil(wanted).max(1) };
-    (1..=count).step_by(step)
+    (1..=count).step_by(step).collect()
+}
+
+/// Does a release count, or live, or no more, by this very call?
+fn decides(call: &Call) -> bool {
+    let about = call.about.as_str();
+    match call.name {
+        "rename" => about.contains("/releases/") && !about.contains("/git/") || is_current(about),
+        "renameat2" => about.ends_with("/journal.json"),
+        "symlink" => is_current(about),
+        "unlink" => about.ends_with(".json") && about.contains("/releases/"),
+        "fsync" => about.ends_with("/releases") || about.is_empty(),
+        _ => false,
+    }
+}
+
+fn is_current(path: &str) -> bool {
+    path.ends_with("/current")
 }
 
 #[test]
 fn an_agent_killed_at_any_call_leaves_what_is_whole_and_goes_on() {
     matrix(|work, calls| {
-        let case = |number| Case { work, number, fate: Fate::Kill };
-        spread(calls.len(), 7).map(case).collect()
+        let case = |at| Case { work, at, fate: Fate::Kill };
+        let mut cases: Vec<Case> =
+            spread(calls.len(), 3).into_iter().map(At::Number).map(case).collect();
+        if matches!(work, Work::Next | Work::Bake) {
+            for (index, call) in calls.iter().enumerate().filter(|(_, call)| decides(call)) {
+                let nth = calls[..=index].iter().filter(|other| *other == call).count();
+                cases.push(case(At::Call(call.clone(), nth)));
+            }
+        }
+        cases
     });
 }
 
@@ -251,9 +301,13 @@ fn an_agent_that_fails_at_any_call_neither_lies_nor_ends_for_good() {
     matrix(|work, calls| {
         let of = |number: usize| {
             let errors = if is_all() { &ERRORS[..] } else { &ERRORS[number % 3..=number % 3] };
-            errors.iter().map(move |errno| Case { work, number, fate: Fate::Fail(*errno) })
+            errors.iter().map(move |errno| Case {
+                work,
+                at: At::Number(number),
+                fate: Fate::Fail(*errno),
+            })
         };
         let is_of_file = |number: &usize| calls[number - 1].is_of_file();
-        spread(calls.len(), 7).filter(is_of_file).flat_map(of).collect()
+        spread(calls.len(), 5).into_iter().filter(is_of_file).flat_map(of).collect()
     });
 }
