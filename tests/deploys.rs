@@ -11,6 +11,7 @@ mod bake;
 mod boot;
 mod bytes;
 mod caches;
+mod crashes;
 mod doctor;
 mod failures;
 mod gates;

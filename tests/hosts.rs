@@ -6,6 +6,7 @@ use towline_tests::container::Container;
 use towline_tests::origin::{Origin, Repo};
 
 mod boots;
+mod readme;
 mod units;
 mod upkeep;
 

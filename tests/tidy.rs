@@ -1,5 +1,6 @@
 //! The rules that the compiler cannot keep: which file may do what.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -378,4 +379,25 @@ fn what_tests_run_by_its_path_is_installed_by_their_set_up() {
         }
     }
     assert!(found > 0, "the programs were found");
+}
+
+/// Each promise of the README's table names at least two tests, and each of them is there.
+#[test]
+fn promises_have_tests() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("it is there");
+    let rows: Vec<&str> = readme.lines().filter(|line| line.starts_with("| P")).collect();
+    assert_eq!(rows.len(), 12, "P1 to P9, P22, P23, P25");
+    for row in rows {
+        let mut tests = 0;
+        for link in row.split("](").skip(1) {
+            let (file, rest) = link.split_once(')').expect("a link ends");
+            let source = fs::read_to_string(root().join(file)).expect(file);
+            let names = rest.split(", [").next().unwrap_or_default();
+            for name in names.split('`').skip(1).step_by(2) {
+                tests += 1;
+                assert!(source.contains(&format!("fn {name}(")), "{file}: {name}");
+            }
+        }
+        assert!(tests >= 2, "{row}");
+    }
 }

@@ -24,7 +24,7 @@ use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Found, Machine, Policy};
 use crate::process::{self, Account, AccountError, CgroupHome, RunAs};
 use crate::release::state::{Leaving, Lock, boot_id};
-use crate::release::{DiskError, Store};
+use crate::release::{DiskError, Store, is_passing};
 use crate::shell::{Due, Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
@@ -151,10 +151,14 @@ impl StartError {
         }
     }
 
-    /// Is it another agent's doing, so that trying later helps?
+    /// Is it another agent's doing, or a disk's that is unwell, so that trying later helps?
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self, StartError::Disk(DiskError::Locked { .. }))
+        match self {
+            StartError::Disk(source) => source.is_temporary(),
+            StartError::Source { source, .. } => is_passing(source),
+            _ => false,
+        }
     }
 }
 

@@ -38,7 +38,7 @@ pub mod state;
 
 pub use durable::{Barrier, measure, remove_tree, size_bytes};
 pub use error::DiskError;
-pub(crate) use error::failed;
+pub(crate) use error::{failed, is_passing};
 pub use quota::{Needed, Quota};
 pub(crate) use seize::{make_shared, open_plain, seize};
 
@@ -266,21 +266,22 @@ impl Store {
         for entry in fs::read_dir(&staging).map_err(failed("read", &staging))?.flatten() {
             remove_tree(&entry.path()).map_err(failed("remove", &entry.path()))?;
         }
-        // Without its marker a release, or a tree, is a leftover of a crash. Other names are those of
-        // others.
+        // Without its marker a release, or a tree, is a leftover of a crash; so is one whose marker is
+        // broken, which would count for nothing and never be pruned. Other names are those of others.
         for (dir, is_own) in [
             (self.releases(), claim::is_release as fn(&str) -> bool),
             (self.dependencies(), claim::is_key),
         ] {
             for entry in fs::read_dir(&dir).map_err(failed("read", &dir))?.flatten() {
                 let path = entry.path();
+                let marker = marker_path(&path);
                 let is_leftover = entry.file_name().to_str().is_some_and(is_own)
                     && path.is_dir()
-                    && !marker_path(&path).exists();
+                    && (!marker.exists() || claim::is_broken(&marker));
                 let is_live =
                     fs::read_link(self.current()).is_ok_and(|link| path == self.dir.join(link));
                 if is_leftover && !is_live {
-                    remove_tree(&path).map_err(failed("remove", &path))?;
+                    discard(&path)?;
                 }
             }
         }
@@ -356,7 +357,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Then `current` is as it was.
+    /// Then `current` is as it was, unless the disk refuses that too.
     pub fn swap(&self, revision: &Revision) -> Result<(), DiskError> {
         let current = self.current();
         let release = self.release(revision);
@@ -373,9 +374,20 @@ impl Store {
             _ => {}
         }
         let target = Path::new("releases").join(revision.as_str());
+        let former = fs::read_link(&current).ok();
         symlink(target, &link).map_err(failed("create", &link))?;
         fs::rename(&link, &current).map_err(failed("replace", &current))?;
-        durable::sync_dir(&self.dir).map_err(failed("make durable", &self.dir))
+        durable::sync_dir(&self.dir).map_err(|error| {
+            // Whether it would last is open. What says no is the disk, and not what was made live.
+            let undone = match former {
+                Some(former) => symlink(former, &link).and_then(|()| fs::rename(&link, &current)),
+                None => fs::remove_file(&current),
+            };
+            match undone {
+                Ok(()) => failed("make durable", &self.dir)(error),
+                Err(error) => failed("put back", &current)(error),
+            }
+        })
     }
 
     /// Removes `current`: none of the releases is live any more.
@@ -518,6 +530,10 @@ mod tests {
         let whole = make(&store, 'a', None);
         fs::create_dir_all(store.staging().join("b/c")).unwrap();
         fs::create_dir_all(store.release(&revision('b'))).unwrap();
+        for (digit, text) in [('c', ""), ('d', "{"), ('e', "\0\0")] {
+            fs::create_dir_all(store.release(&revision(digit))).unwrap();
+            fs::write(marker_path(&store.release(&revision(digit))), text).unwrap();
+        }
         let foreign = [store.releases().join("20240101120000"), store.dependencies().join("venv")];
         for dir in &foreign {
             fs::create_dir(dir).unwrap();
@@ -526,6 +542,10 @@ mod tests {
         assert!(foreign.iter().all(|dir| dir.exists()), "what others made is theirs");
         assert_eq!(fs::read_dir(store.staging()).unwrap().count(), 0);
         assert!(!store.release(&revision('b')).exists(), "it has no marker");
+        for digit in ['c', 'd', 'e'] {
+            let release = store.release(&revision(digit));
+            assert!(!release.exists() && !marker_path(&release).exists(), "{digit}: it is broken");
+        }
         assert!(store.release(&whole).exists());
     }
 

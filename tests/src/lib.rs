@@ -15,5 +15,7 @@ pub mod random;
 pub mod script;
 pub mod sshd;
 pub mod stage;
+#[cfg(target_arch = "x86_64")]
+pub mod syscalls;
 pub mod wire;
 pub mod world;

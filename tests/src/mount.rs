@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
 
 /// A mount that is undone when the value is dropped, also when a test fails.
@@ -35,14 +36,43 @@ impl Mount {
         let file = File::create_new(image).expect("a new file");
         file.set_len(mib << 20).expect("a file may have holes");
         assert!(is_done("mkfs.ext4", &["-q", "-F"], image), "{} is made", image.display());
+        Self::image(at, image)
+    }
+
+    /// Mounts the file system whose bytes are in `image` at `at`; `None` for whoever is not root.
+    #[must_use]
+    pub fn image(at: &Path, image: &Path) -> Option<Self> {
         let image = image.to_str().expect("a temp dir's name is text");
         Self::made(at, &["-o", "loop", image])
+    }
+
+    /// Mounts an empty file system of at most `mib` MiB and so many inodes at `at`; `None` for whoever is
+    /// not root.
+    #[must_use]
+    pub fn of_inodes(at: &Path, mib: u64, inodes: u64) -> Option<Self> {
+        let size = format!("size={mib}m,mode=755,nr_inodes={inodes}");
+        Self::made(at, &["-t", "tmpfs", "-o", &size, "none"])
     }
 
     /// Gives a file system that was made [`Mount::small`] this many MiB in all.
     pub fn resize(&self, mib: u64) {
         let size = format!("remount,size={mib}m");
         assert!(is_done("mount", &["-o", &size], &self.at), "{} is resized", self.at.display());
+    }
+
+    /// Leaves so many inodes free in a file system that was made with [`Mount::of_inodes`].
+    pub fn leave_inodes(&self, free: u64) {
+        let found = statvfs(&self.at).expect("it is mounted");
+        let count = format!("remount,nr_inodes={}", found.files() - found.files_free() + free);
+        assert!(is_done("mount", &["-o", &count], &self.at), "{} has them", self.at.display());
+    }
+
+    /// Has an ext4 give up, as when its disk is lost: whoever writes is refused, until it is mounted anew.
+    pub fn give_up(&self) {
+        // Told by an error that says so.
+        is_done("mount", &["-o", "remount,abort"], &self.at);
+        let probe = self.at.join("probe");
+        assert!(std::fs::write(probe, "x").is_err(), "{} gives up", self.at.display());
     }
 
     /// Makes what is at `at` read-only; `None` for whoever is not root.

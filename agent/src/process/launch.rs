@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -23,6 +24,8 @@ use super::{
     Account, Cgroup, Environment, Exit, Holds, Kind, ProcessError, RunAs, assemble, foreign,
     orphans,
 };
+use crate::error;
+use crate::release::is_passing;
 
 /// What a log file that the agent makes may be read by: its owner and its group.
 const LOG_MODE: u32 = 0o640;
@@ -123,9 +126,16 @@ pub async fn launch(
         let (label, user) = (LABEL.to_owned(), account.name.clone());
         return Err(ProcessError::User { label, user });
     }
-    let log = open_log(log_file, account)?;
     let failed = |source| ProcessError::start(LABEL, command, cwd, run_as, source);
-    let errors = log.try_clone().map_err(failed)?;
+    let (log, errors) = match open_log(log_file, account) {
+        Ok(log) => (Stdio::from(log.try_clone().map_err(failed)?), Stdio::from(log)),
+        // Serving comes first, and a disk that is unwell says nothing of what is started.
+        Err(error) if is_about_disk(&error) => {
+            warn!(error = error::chain(&error), "the app is started without its log");
+            (Stdio::null(), Stdio::null())
+        }
+        Err(error) => return Err(error),
+    };
     let holds = Holds::make(run_as, Kind::App, false);
     let mut child = assemble(command, cwd, run_as, &Environment::new(), &holds)
         .stdout(log)
@@ -145,6 +155,11 @@ pub async fn launch(
         }
     });
     Ok(Launched { pid, start_ticks, cgroup: holds.cgroup, exit })
+}
+
+/// Is it the disk's trouble, that can pass?
+fn is_about_disk(error: &ProcessError) -> bool {
+    matches!(error, ProcessError::LogFile { source, .. } if is_passing(source))
 }
 
 /// Opens the log file to append to it, and makes it where there is none.

@@ -23,6 +23,12 @@ pub(super) struct Versioned {
     pub(super) version: u32,
 }
 
+/// Is there a marker whose bytes can be read, and are no document? One that the disk does not give is
+/// none of these.
+pub(super) fn is_broken(marker: &Path) -> bool {
+    fs::read(marker).is_ok_and(|text| serde_json::from_slice::<Versioned>(&text).is_err())
+}
+
 /// Is this the name of a release?
 pub(super) fn is_release(name: &str) -> bool {
     name.parse::<Revision>().is_ok()

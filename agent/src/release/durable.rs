@@ -41,11 +41,14 @@ impl Barrier {
         let (send, receive) = mpsc::channel();
         let root = self.root;
         // A thread of its own, because a syncfs that hangs cannot be called off.
-        thread::spawn(move || {
+        let spawned = thread::Builder::new().spawn(move || {
             let outcome = rustix::fs::syncfs(&root).map_err(io::Error::from);
             // Nobody listens any more after the deadline, and nothing is lost with the answer.
             drop(send.send(outcome));
         });
+        if spawned.is_err() {
+            return sync_each(tree);
+        }
         match receive.recv_timeout(SYNCFS_DEADLINE) {
             Ok(Err(error))
                 if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) =>

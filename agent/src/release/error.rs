@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// Why something on disk could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -123,6 +125,9 @@ impl DiskError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     Some("free some space, or lower keep.releases".to_owned())
                 }
+                _ if is_errno(source, Errno::IO) => {
+                    Some("look for its disk in the kernel's log; it is tried again".to_owned())
+                }
                 _ => None,
             },
             DiskError::FileSystems { .. } => Some(
@@ -162,8 +167,51 @@ fn due(mib: u64) -> String {
     if mib == 0 { String::new() } else { format!(", and the next one {mib} MiB") }
 }
 
+impl DiskError {
+    /// Is it a state of the disk, or another agent's doing, so that trying later helps? What somebody has
+    /// to change first is not.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            DiskError::Io { source, .. } => is_passing(source),
+            DiskError::Locked { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Can it go away by itself, or with the disk's trouble?
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    const OTHERS: [Errno; 5] = [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+    matches!(error.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+        || OTHERS.iter().any(|errno| is_errno(error, *errno))
+}
+
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
 /// Turns an I/O error into one that says what was attempted, on what.
 pub(crate) fn failed(attempted: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     let path = path.to_owned();
     move |source| DiskError::Io { attempted, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who starts the agent tries again after the one, and not after the other.
+    #[test]
+    fn a_disk_that_is_unwell_is_no_wrong_configuration() {
+        let error = |errno: Errno| failed("write to", Path::new("/srv"))(errno.into());
+        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::MFILE] {
+            assert!(error(errno).is_temporary(), "{errno}");
+        }
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::NOTDIR, Errno::EXIST] {
+            assert!(!error(errno).is_temporary(), "{errno}");
+        }
+        assert!(error(Errno::IO).hint().is_some_and(|hint| hint.contains("kernel")));
+    }
 }

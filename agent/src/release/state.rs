@@ -362,4 +362,64 @@ mod tests {
         assert!(matches!(store.read_journal(&own), Err(DiskError::Newer { version: 99, .. })));
         assert!(path.exists());
     }
+
+    /// Every length, and noise, of each document: what cannot be read is told and never acted on, and
+    /// what can is what was written.
+    #[test]
+    fn a_document_cut_at_any_length_is_what_was_written_or_is_told() {
+        let (_dir, store) = store();
+        let own: Instance = "i-1".parse().unwrap();
+        let mut journal = Journal::new(own.clone());
+        journal.prove(&Release::Own("a".repeat(40).parse().unwrap()));
+        store.write_journal(&journal).unwrap();
+        let group: Group = "web".parse().unwrap();
+        let token = Token { group, instance: own.clone(), token: "secret".to_owned() };
+        store.write_token(&token).unwrap();
+        store.write_leaving(&Leaving { boot: boot_id(), run: 7 }).unwrap();
+        let golden = include_str!("../../../protocol/golden/report-1.json");
+        let report: Report = serde_json::from_str(golden).unwrap();
+        store.write_status(&Status { report, written_s: 1, pid: 2 }).unwrap();
+
+        let name = |name: &str| store.state().join(name);
+        let documents = ["journal.json", "token", "leaving", "status.json"];
+        for document in documents {
+            let path = name(document);
+            let whole = fs::read(&path).unwrap();
+            let text = whole.trim_ascii_end().len();
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+            let mut noise = |length: usize| -> Vec<u8> {
+                let next = || {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state.to_le_bytes()
+                };
+                std::iter::repeat_with(next).flatten().take(length).collect()
+            };
+            let cut = (0..=text).map(|length| whole[..length].to_vec());
+            let torn: Vec<Vec<u8>> = cut.chain((0..200).map(&mut noise)).collect();
+            for (index, bytes) in torn.iter().enumerate() {
+                fs::write(&path, bytes).unwrap();
+                let is_whole = index == text;
+                match document {
+                    "journal.json" => {
+                        let (read, said) = store.read_journal(&own).unwrap();
+                        assert_eq!(said.is_none(), is_whole, "{index}");
+                        assert_eq!(read == journal, is_whole, "{index}");
+                        assert_eq!(path.exists(), is_whole, "{index}: set aside");
+                    }
+                    "token" => {
+                        let read = store.read_token();
+                        assert_eq!(read.is_ok(), is_whole, "{index}");
+                        let said = read.err().map(|error| error.to_string());
+                        assert!(said.is_none_or(|said| said.contains("could not read")));
+                    }
+                    "leaving" => {
+                        assert_eq!(store.leaving().is_some(), is_whole, "{index}");
+                    }
+                    _ => assert_eq!(store.read_status().is_ok(), is_whole, "{index}"),
+                }
+            }
+        }
+    }
 }
