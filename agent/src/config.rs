@@ -323,13 +323,23 @@ impl Config {
     }
 }
 
-/// A bare name is a credential of the unit; systemd names their directory in the environment.
-fn credential(name: &Path, variables: &BTreeMap<String, String>) -> PathBuf {
-    match variables.get("CREDENTIALS_DIRECTORY") {
-        Some(dir) if name.components().count() == 1 => Path::new(dir).join(name),
-        _ => name.to_owned(),
+/// A bare name is a credential of the unit; systemd names their directory in the environment. Whoever runs
+/// a command by hand has those of the agent that runs by this config, as root.
+fn credential(name: &Path, config: &Path, variables: &BTreeMap<String, String>) -> PathBuf {
+    if name.components().count() != 1 {
+        return name.to_owned();
     }
+    if let Some(dir) = variables.get("CREDENTIALS_DIRECTORY") {
+        return Path::new(dir).join(name);
+    }
+    let stem = config.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let units = [format!("towline-agent@{stem}.service"), "towline-agent.service".to_owned()];
+    let of_unit = |unit: &String| Path::new(CREDENTIALS).join(unit).join(name);
+    units.iter().map(of_unit).find(|path| path.is_file()).unwrap_or_else(|| name.to_owned())
 }
+
+/// Where systemd has the credentials of units that run (systemd.exec(5)).
+const CREDENTIALS: &str = "/run/credentials";
 
 struct Check<'a> {
     path: &'a Path,
@@ -365,7 +375,9 @@ impl Check<'_> {
                 Ok(Source::Coordinator(Coordinator {
                     addresses,
                     ca_file: table.ca_file,
-                    join_secret: table.join_secret.map(|name| credential(&name, variables)),
+                    join_secret: table
+                        .join_secret
+                        .map(|name| credential(&name, self.path, variables)),
                     allow_http: table.allow_http,
                     connect: self.seconds("coordinator.connect_s", table.connect_s)?,
                 }))

@@ -108,6 +108,6 @@ fn a_private_flask_app_is_deployed_broken_and_restored_by_the_readme_alone() {
             && status["phase"] == "idle"
             && status["failure"]["revision"] == bad.as_str()
     });
-    let log = container.done(&["journalctl", "--no-pager", "-u", "towline-agent@api"]);
+    let log = container.done(&["journalctl", "--no-pager", "-u", "api"]);
     assert!(log.contains("ModuleNotFoundError"), "{log}");
 }

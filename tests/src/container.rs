@@ -184,7 +184,10 @@ impl Container {
     fn run_by(&self, leader: i32, words: &[&str]) -> Said {
         let output = Command::new("nsenter")
             .args(["--target", &leader.to_string(), "--all", "--", "/usr/bin/env", "-i"])
-            .args(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"])
+            .args([
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME=/root",
+            ])
             .args(words)
             .stdin(Stdio::null())
             .output()

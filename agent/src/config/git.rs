@@ -105,7 +105,7 @@ impl Git {
         if self.mirrors.len() > MIRRORS_MAX {
             return check.value("git.mirrors", "must be at most 8", self.mirrors.len());
         }
-        let own = |name: PathBuf| credential(&name, variables);
+        let own = |name: PathBuf| credential(&name, check.path, variables);
         self.credential = self.credential.map(own);
         for mirror in &mut self.mirrors {
             absolute("git.mirrors.ca_file", mirror.ca_file.as_ref())?;
