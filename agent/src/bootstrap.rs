@@ -263,6 +263,7 @@ fn assemble(
         hooks: RefCell::new(Due::default()),
         notify: Notify::default(),
         saying: Saying::default(),
+        doubt: RefCell::default(),
         is_lost: Cell::new(false),
         default_recipe,
         kept: RefCell::default(),

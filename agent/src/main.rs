@@ -20,7 +20,7 @@ use towline_agent::shell::{End, Until};
 use towline_agent::status::Seen;
 use towline_agent::systemd::Notify;
 use towline_agent::trial::{Trial, TrialError, Tried};
-use towline_agent::{bootstrap, check, doctor, error, git};
+use towline_agent::{bootstrap, check, doctor, error, git, process};
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe;
 use tracing_subscriber::EnvFilter;
@@ -151,6 +151,7 @@ enum Log {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    process::set_umask();
     let variables: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();

@@ -226,6 +226,12 @@ pub async fn run(job: &Job<'_>, stop: &CancellationToken) -> Result<Output, Proc
     }
 }
 
+/// Has what the agent makes be readable by others unless it says otherwise, whatever shell it was started
+/// from: the app's user must be able to enter releases. First thing in `main`.
+pub fn set_umask() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+}
+
 /// Ends what commands of the app with this `tag` have left, of an agent that was killed.
 ///
 /// Called once at start, before any command is run: it would end those as well. Returns how many

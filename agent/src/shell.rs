@@ -81,6 +81,8 @@ pub struct Tools {
     pub(crate) hooks: RefCell<Due>,
     /// What the task that runs has to tell people.
     pub(crate) saying: Saying,
+    /// Why what a pid file says is not believed. Told once.
+    pub(crate) doubt: RefCell<Option<String>>,
     /// Does the app answer without a manager that could be found? Told once.
     pub(crate) is_lost: Cell<bool>,
     /// The recipe of revisions that have none.

@@ -145,6 +145,34 @@ fn what_a_deploy_would_refuse_is_told_with_what_its_commands_said() {
 }
 
 #[test]
+fn nothing_that_a_checkouts_own_configuration_names_is_run() {
+    let developer = Developer::new(|_| {});
+    let dir = developer.dir.path();
+    let proof = developer.scratch.path().join("ran");
+    let clean = format!("sh -c \"touch {}; cat\"", proof.display());
+    fs::write(dir.join(".git/info/attributes"), "* filter=odd\n").unwrap();
+    let set = |name: &str, value: &str| {
+        let set = std::process::Command::new("git")
+            .args(["config", name, value])
+            .current_dir(dir)
+            .status();
+        assert!(set.unwrap().success());
+    };
+    set("filter.odd.clean", &clean);
+    set("core.fsmonitor", &clean);
+    // Of another time than the index has it, so that a look would compare what is in it.
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        if entry.path().is_file() {
+            let file = fs::File::open(entry.path()).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
+    }
+    let (code, said) = developer.try_out(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert!(!proof.exists(), "the filter was run: {said}");
+}
+
+#[test]
 fn what_is_no_checkout_or_nobodys_to_run_is_told() {
     let developer = Developer::new(|_| {});
     if geteuid().is_root() {

@@ -102,8 +102,7 @@ impl Checkout {
             .canonicalize()
             .map_err(|source| CheckoutError::Lend { path: objects.clone(), source })?;
         let subject = git(dir, &["log", "-1", "--format=%s", head.trim()])?;
-        let status = git(dir, &["status", "--porcelain=v1", "-z", "--no-renames"])?;
-        let changed = status.split('\0').filter(|entry| !entry.is_empty()).count();
+        let changed = changed(dir)?;
         Ok(Self { revision, subject: subject.trim().to_owned(), changed, objects })
     }
 
@@ -124,6 +123,18 @@ impl Checkout {
         }
         Ok(())
     }
+}
+
+/// Counts the files that differ from what is committed. Where the repository's own configuration names
+/// filters they would be run for that, so that nothing is counted.
+fn changed(dir: &Path) -> Result<usize, CheckoutError> {
+    let filters = ["config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$"];
+    if git(dir, &filters).is_ok_and(|named| !named.trim().is_empty()) {
+        return Ok(0);
+    }
+    let asked = ["status", "--porcelain=v1", "-z", "--no-renames", "--ignore-submodules=all"];
+    let status = git(dir, &asked)?;
+    Ok(status.split('\0').filter(|entry| !entry.is_empty()).count())
 }
 
 fn git(dir: &Path, arguments: &[&str]) -> Result<String, CheckoutError> {

@@ -73,7 +73,10 @@ pub(crate) async fn look(
         found = manager::find(find, &context).await;
     }
     match found {
-        Ok(Finding::Running(process)) => Ok(Some(process)),
+        Ok(Finding::Running(process)) => {
+            tools.doubt.take();
+            Ok(Some(process))
+        }
         Ok(Finding::Nothing(absence)) => {
             if let Absence::Stale { .. } = absence {
                 debug!(%absence, "no manager runs");
@@ -83,7 +86,11 @@ pub(crate) async fn look(
         // A file that a crash left empty names nobody: nothing is signalled, and the app's own start
         // writes it anew.
         Err(error @ FindError::Text { .. }) if matches!(find, Find::PidFile(_)) => {
-            warn!(error = error::chain(&error), "no manager is proved to run");
+            let said = error::chain(&error);
+            // Asked many times a second while an app starts.
+            if tools.doubt.replace(Some(said.clone())).as_ref() != Some(&said) {
+                warn!(error = said, "no manager is proved to run");
+            }
             Ok(None)
         }
         Err(error) => Err(error),
