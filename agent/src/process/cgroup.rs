@@ -100,7 +100,7 @@ impl CgroupHome {
 }
 
 /// Returns where the cgroup of this process is: from the texts of `mountinfo` and `cgroup`.
-fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
+pub(crate) fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
     let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     mounts.lines().find_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
@@ -118,7 +118,7 @@ fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
 }
 
 /// Gives back the blanks and backslashes of a path in `mountinfo`.
-fn unescaped(field: &str) -> String {
+pub(crate) fn unescaped(field: &str) -> String {
     let octal = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     octal.iter().fold(field.to_owned(), |text, (code, blank)| text.replace(code, blank))
 }

@@ -185,11 +185,21 @@ pub(crate) fn real_uid(pid: i32) -> Option<u32> {
 /// Is `pid` in the control group `path` of systemd's hierarchy, or below it?
 pub(crate) fn is_in_cgroup(pid: i32, path: &str) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    names_cgroup(&text, path)
+}
+
+/// Does the text of `/proc/<pid>/cgroup` name `path`, or what is below it?
+pub(crate) fn names_cgroup(text: &str, path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    if path.is_empty() {
+        // All is below the root: it is nobody's.
+        return false;
+    }
     text.lines().any(|line| {
         // The one hierarchy of cgroup v2, or the one that systemd has for itself beside v1's.
         let own =
             line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1));
-        let rest = own.and_then(|own| own.strip_prefix(path.trim_end_matches('/')));
+        let rest = own.and_then(|own| own.strip_prefix(path));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })
 }
