@@ -253,7 +253,7 @@ fn process(data: &[u8]) {
     let unit = "/system.slice/web.service";
     if table::names_cgroup(&text, unit) {
         let is_below = |line: &str| {
-            line.find('/').is_some_and(|slash| Path::new(&line[slash..]).starts_with(unit))
+            line.splitn(3, ':').nth(2).is_some_and(|path| Path::new(path).starts_with(unit))
         };
         assert!(text.lines().any(is_below), "only what is in it or below");
     }
