@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo demo-instance bench test lint fmt clean setup
+.PHONY: help demo demo-instance bench fuzz test lint fmt clean setup
 
 help: ## list what can be run
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile
@@ -21,6 +21,9 @@ demo-instance: setup ## one instance through an ordinary day and two bad ones, u
 bench: setup ## measure what the project claims, beside `git pull && npm ci && kill -HUP`: three minutes after the build
 	@$(CARGO) build --locked --release
 	@$${CARGO_TARGET_DIR:-target}/release/bench
+
+fuzz: ## fuzz whatever reads text of others: FUZZ_S seconds each, 60 by default, after a build of its own
+	@sh tests/fuzz/run.sh
 
 test: setup ## run all tests, with everything that they need installed first
 	@$(CARGO) build --locked

@@ -264,7 +264,8 @@ impl Config {
         Self { dir: dir.to_owned(), user, environment, ..blank }
     }
 
-    fn parse(
+    /// Reads and checks the text of the file at `path`.
+    pub(crate) fn parse(
         path: &Path,
         text: &str,
         variables: &BTreeMap<String, String>,

@@ -15,16 +15,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-mod address;
+pub(crate) mod address;
 mod cache;
 mod checkout;
 mod fetch;
 mod http;
 mod origin;
-mod ssh;
+pub(crate) mod ssh;
 mod tip;
-mod transport;
-mod tree;
+pub(crate) mod transport;
+pub(crate) mod tree;
 
 pub use cache::Cache;
 pub use checkout::{Checkout, CheckoutError};

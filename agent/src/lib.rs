@@ -16,6 +16,8 @@ pub mod config;
 pub mod dependencies;
 pub mod doctor;
 pub mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod git;
 pub mod health;
 pub mod journal;

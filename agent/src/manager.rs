@@ -35,7 +35,7 @@ use crate::shown::short_line;
 use crate::systemd::{self, Active, State, UnitError};
 
 mod judge;
-mod pid_file;
+pub(crate) mod pid_file;
 mod prove;
 mod releases;
 mod stop;

@@ -47,14 +47,14 @@ use towline_protocol::recipe::CommandLine;
 use tracing::warn;
 
 mod account;
-mod cgroup;
+pub(crate) mod cgroup;
 mod contain;
 mod error;
 mod launch;
 mod log;
 mod orphans;
 mod streams;
-mod table;
+pub(crate) mod table;
 
 pub use account::{Account, AccountError};
 pub use cgroup::CgroupHome;

@@ -36,6 +36,9 @@ const JOURNAL_DEADLINE: Duration = Duration::from_secs(5);
 /// How much is told of what `systemctl` says.
 const SAID_CHARS_MAX: usize = 200;
 
+/// How long a word of its own may be.
+const WORD_CHARS_MAX: usize = 60;
+
 /// What is asked of a unit.
 const PROPERTIES: &str =
     "LoadState,ActiveState,SubState,Result,MainPID,ControlGroup,InvocationID,CanReload";
@@ -176,27 +179,30 @@ impl State {
         let lines: BTreeMap<&str, &str> =
             text.lines().filter_map(|line| line.split_once('=')).collect();
         let get = |name: &str| lines.get(name).copied().unwrap_or_default();
+        let word = |name: &str| shown::short_line(get(name), WORD_CHARS_MAX);
         let nonsense = |name: &str| UnitError::Answer {
             unit: unit.to_owned(),
             said: shown::short_line(&format!("{name}={}", get(name)), 100),
         };
-        let load = get("LoadState");
+        let load = word("LoadState");
         if load != "loaded" {
             if load.is_empty() {
                 return Err(nonsense("LoadState"));
             }
-            return Err(UnitError::NotLoaded { unit: unit.to_owned(), load: load.to_owned() });
+            return Err(UnitError::NotLoaded { unit: unit.to_owned(), load });
         }
         let active = Active::parse(get("ActiveState")).ok_or_else(|| nonsense("ActiveState"))?;
         let main_pid: i32 = get("MainPID").parse().map_err(|_| nonsense("MainPID"))?;
         let cgroup = get("ControlGroup");
         Ok(State {
             active,
-            sub: get("SubState").to_owned(),
-            result: get("Result").to_owned(),
+            sub: word("SubState"),
+            result: word("Result"),
             main_pid: Some(main_pid).filter(|pid| *pid > 1),
             // All that is not below a unit of its own is nobody's.
-            cgroup: Some(cgroup).filter(|path| path.len() > 1).map(str::to_owned),
+            cgroup: Some(cgroup)
+                .filter(|path| path.starts_with('/') && !path.trim_matches('/').is_empty())
+                .map(str::to_owned),
             invocation: get("InvocationID").to_owned(),
             can_reload: get("CanReload") == "yes",
         })
@@ -333,6 +339,8 @@ mod tests {
             None,
             "all is below the root"
         );
+        let double = ACTIVE.replace("/system.slice/web.service", "//");
+        assert_eq!(State::parse("web.service", &double).unwrap().cgroup, None, "so is this");
         let failed = ACTIVE.replace("=active", "=failed").replace("=running", "=failed");
         let failed = failed.replace("=success", "=exit-code");
         let shown = State::parse("web.service", &failed).unwrap().to_string();

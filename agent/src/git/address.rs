@@ -16,7 +16,7 @@ const PASSWORD: &str = "holds a password: name a private key as git.credential";
 
 /// Where a repository is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
+pub(crate) enum Address {
     /// By http or https.
     Http(Url),
     /// By ssh.
@@ -25,20 +25,20 @@ pub(super) enum Address {
 
 /// Where a repository is that is reached by ssh.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SshAddress {
+pub(crate) struct SshAddress {
     /// Who to be there; the agent's own user where it is not said.
-    pub(super) user: Option<String>,
+    pub(crate) user: Option<String>,
     /// The host, without brackets.
-    pub(super) host: String,
+    pub(crate) host: String,
     /// The port, where it is said.
-    pub(super) port: Option<u16>,
+    pub(crate) port: Option<u16>,
     /// The path as the host understands it.
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 impl SshAddress {
     /// Returns the name under which the host's key is known.
-    pub(super) fn known_as(&self) -> String {
+    pub(crate) fn known_as(&self) -> String {
         match self.port {
             Some(port) if port != 22 => format!("[{}]:{port}", self.host),
             _ => self.host.clone(),
@@ -65,7 +65,7 @@ impl fmt::Display for SshAddress {
 }
 
 /// Reads an address; says why where it is none that is used.
-pub(super) fn parse(text: &str, allow_http: bool) -> Result<Address, &'static str> {
+pub(crate) fn parse(text: &str, allow_http: bool) -> Result<Address, &'static str> {
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err("holds white space or control characters");
     }
@@ -83,7 +83,7 @@ pub(super) fn parse(text: &str, allow_http: bool) -> Result<Address, &'static st
 }
 
 /// Returns an address that was refused, fit to be shown: what stands before an `@` may be a secret.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let shown = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
     shown.chars().filter(|c| !c.is_control()).take(200).collect()
 }

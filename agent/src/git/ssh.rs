@@ -164,7 +164,7 @@ fn unexpanded(path: &Path) -> String {
 }
 
 /// Quotes a path for the shell of the other side, as git does.
-fn quoted(path: &str) -> String {
+pub(crate) fn quoted(path: &str) -> String {
     let mut text = String::from("'");
     for c in path.chars() {
         match c {

@@ -357,7 +357,7 @@ impl Meter {
 }
 
 /// Finds the server's `ERR` line at the beginning of an answer; libgit2 does not show it.
-fn server_error(head: &[u8]) -> Option<String> {
+pub(crate) fn server_error(head: &[u8]) -> Option<String> {
     let mut rest = head;
     while let Some(length) = rest.get(..4) {
         let length = usize::from_str_radix(std::str::from_utf8(length).ok()?, 16).ok()?;

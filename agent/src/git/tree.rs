@@ -439,7 +439,7 @@ impl Walk<'_> {
 }
 
 /// Refuses names that mean something else to git, to a file system or to a terminal.
-fn check_name(path: &[u8], name: &[u8]) -> Result<(), TreeError> {
+pub(crate) fn check_name(path: &[u8], name: &[u8]) -> Result<(), TreeError> {
     let reason = if name.is_empty() || matches!(name, b"." | b"..") || name.contains(&b'/') {
         "is no name of a file"
     } else if name.iter().any(u8::is_ascii_control) {

@@ -24,13 +24,13 @@ pub(super) struct PidFile {
 
 /// What a text says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(crate) enum Reading {
     Pid(i32),
     Bad(&'static str),
 }
 
 /// Reads a pid; white space around it is allowed.
-pub(super) fn parse(text: &str) -> Reading {
+pub(crate) fn parse(text: &str) -> Reading {
     let text = text.trim();
     if text.is_empty() {
         return Reading::Bad("it is empty");

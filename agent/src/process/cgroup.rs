@@ -100,7 +100,7 @@ impl CgroupHome {
 }
 
 /// Returns where the cgroup of this process is: from the texts of `mountinfo` and `cgroup`.
-fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
+pub(crate) fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
     let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     mounts.lines().find_map(|line| {
         let (place, kind) = line.split_once(" - ")?;
@@ -110,6 +110,10 @@ fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
         // proc(5): the fourth field is what of the file system is mounted, the fifth is where.
         let mut fields = place.split(' ').skip(3).map(unescaped);
         let (root, at) = (fields.next()?, fields.next()?);
+        // Without a root of its own, what is inside of it would be anywhere.
+        if !root.starts_with('/') {
+            return None;
+        }
         // What lies outside of what is mounted begins with `/..`.
         let inner = Path::new(own).strip_prefix(root).ok()?;
         let is_inside = inner.components().all(|part| part != std::path::Component::ParentDir);
@@ -118,7 +122,7 @@ fn own_dir(mounts: &str, own: &str) -> Option<PathBuf> {
 }
 
 /// Gives back the blanks and backslashes of a path in `mountinfo`.
-fn unescaped(field: &str) -> String {
+pub(crate) fn unescaped(field: &str) -> String {
     let octal = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     octal.iter().fold(field.to_owned(), |text, (code, blank)| text.replace(code, blank))
 }
@@ -242,6 +246,8 @@ mod tests {
         let part = line("/docker/x", "/cg\\040roup", "cgroup2");
         assert_eq!(own_dir(&part, "0::/docker/x/a\n"), Some(PathBuf::from("/cg roup/a")));
         assert_eq!(own_dir(&part, "0::/docker/y\n"), None, "another part of it is mounted");
+        let bare = line("", "/cg", "cgroup2");
+        assert_eq!(own_dir(&bare, "0::/a\n"), None, "what is mounted is not said");
     }
 
     #[test]

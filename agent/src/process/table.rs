@@ -185,11 +185,24 @@ pub(crate) fn real_uid(pid: i32) -> Option<u32> {
 /// Is `pid` in the control group `path` of systemd's hierarchy, or below it?
 pub(crate) fn is_in_cgroup(pid: i32, path: &str) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    names_cgroup(&text, path)
+}
+
+/// Does the text of `/proc/<pid>/cgroup` name `path`, or what is below it?
+pub(crate) fn names_cgroup(text: &str, path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    if path.is_empty() {
+        // All is below the root: it is nobody's.
+        return false;
+    }
     text.lines().any(|line| {
-        // The one hierarchy of cgroup v2, or the one that systemd has for itself beside v1's.
-        let own =
-            line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|l| l.1));
-        let rest = own.and_then(|own| own.strip_prefix(path.trim_end_matches('/')));
+        // The one hierarchy of cgroup v2, or the one that systemd has for itself beside v1's. Its words are
+        // counted from the left: a path may hold colons, and is the choice of whoever made the cgroup.
+        let mut fields = line.splitn(3, ':');
+        let hierarchy = (fields.next(), fields.next());
+        let is_systemd = matches!(hierarchy, (Some("0"), Some("")) | (_, Some("name=systemd")));
+        let own = fields.next().filter(|_| is_systemd);
+        let rest = own.and_then(|own| own.strip_prefix(path));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })
 }
@@ -273,6 +286,23 @@ mod tests {
         for broken in ["", "71", "71 (sh", "71 (sh)", "71 (sh) S 1", "x (sh) S 1 1 1"] {
             assert_eq!(Stat::parse(broken.as_bytes()), None, "{broken:?}");
         }
+    }
+
+    #[test]
+    fn a_cgroup_is_known_by_its_hierarchy_and_its_whole_name() {
+        let unit = "/system.slice/web.service";
+        let cases = [
+            ("its own", "0::/system.slice/web.service", true),
+            ("below it", "0::/system.slice/web.service/a", true),
+            ("beside version 1", "1:name=systemd:/system.slice/web.service", true),
+            ("a longer name", "0::/system.slice/web.service2", false),
+            ("another hierarchy", "5:memory:/system.slice/web.service", false),
+            ("a name with colons", "5:memory:/x:name=systemd:/system.slice/web.service", false),
+        ];
+        for (rule, text, expected) in cases {
+            assert_eq!(names_cgroup(text, unit), expected, "{rule}");
+        }
+        assert!(!names_cgroup("0::/system.slice/web.service", "//"), "all is below the root");
     }
 
     #[test]

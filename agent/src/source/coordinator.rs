@@ -10,7 +10,7 @@
 //! The number of a message is `run << 32 | count`: the run is in the journal before the first message, so
 //! that no number is used twice.
 
-mod call;
+pub(crate) mod call;
 mod link;
 mod poll;
 mod reach;

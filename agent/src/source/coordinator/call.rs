@@ -23,7 +23,7 @@ const SAID_CHARS_MAX: usize = 200;
 
 /// A token, or a join secret, that is never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Bearer(String);
+pub(crate) struct Bearer(String);
 
 impl fmt::Debug for Bearer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,14 +36,14 @@ impl Bearer {
     const LENGTH_MAX: usize = 1024;
 
     /// Returns `None` for what could not stand in a header.
-    pub(super) fn new(text: &str) -> Option<Self> {
+    pub(crate) fn new(text: &str) -> Option<Self> {
         let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic());
         let fits = !text.is_empty() && text.len() <= Self::LENGTH_MAX;
         (is_plain && fits).then(|| Self(text.to_owned()))
     }
 
     /// Returns the secret itself, to be written down.
-    pub(super) fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -186,7 +186,7 @@ async fn read(mut answer: Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
 }
 
 /// What a refusal says, in one line.
-fn said(bytes: &[u8]) -> String {
+pub(crate) fn said(bytes: &[u8]) -> String {
     let Ok(Refusal { error }) = serde_json::from_slice::<Refusal>(bytes) else {
         return String::new();
     };
