@@ -18,7 +18,7 @@ demo-instance: setup ## one instance through an ordinary day and two bad ones, u
 	@$(CARGO) build --locked --release
 	@$${CARGO_TARGET_DIR:-target}/release/demo-instance
 
-bench: setup ## measure what the project claims, beside `git pull && npm ci && kill -HUP`: three minutes after the build
+bench: setup ## measure what the project claims, beside the script, Fabric and ansible-pull: seven minutes after the build
 	@$(CARGO) build --locked --release
 	@$${CARGO_TARGET_DIR:-target}/release/bench
 

@@ -44,6 +44,27 @@ impl Server {
         self.run(&[PULL, INSTALL, TELL].join(" && "), self.app());
     }
 
+    /// The script as one command of a shell that knows nothing: where, with which variables, and what.
+    #[must_use]
+    pub fn command(&self) -> String {
+        format!("{} && {PULL} && {INSTALL} && {TELL}", self.place())
+    }
+
+    /// Likewise, for whoever has the newest commit already.
+    #[must_use]
+    pub fn rest(&self) -> String {
+        format!("{} && {INSTALL} && {TELL}", self.place())
+    }
+
+    fn place(&self) -> String {
+        let mut place =
+            format!("export HOME='{}' GIT_CONFIG_NOSYSTEM=1", self.root.path().display());
+        for (name, value) in &self.environment {
+            place.push_str(&format!(" {name}='{value}'"));
+        }
+        format!("{place} && cd '{}'", self.app().display())
+    }
+
     /// Fetches the newest commit, and installs nothing.
     pub fn pull(&self) {
         self.run(PULL, self.app());
@@ -66,7 +87,9 @@ impl Server {
             && answer.starts_with("HTTP/1.1 200")
     }
 
-    fn app(&self) -> PathBuf {
+    /// Where the app is.
+    #[must_use]
+    pub fn app(&self) -> PathBuf {
         self.root.path().join("web")
     }
 

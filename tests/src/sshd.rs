@@ -115,6 +115,12 @@ impl Sshd {
         format!("ssh://{}@127.0.0.1:{}{}", user.name, self.port, repository.dir().display())
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where its files are; the command line of each ssh that is told of them holds this path.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -9,8 +9,12 @@ use std::process::ExitCode;
 
 use towline_tests::contained;
 
+mod deploys;
 mod figures;
+mod growth;
+mod large;
 mod observed;
+mod peers;
 mod table;
 
 fn main() -> ExitCode {
