@@ -240,7 +240,7 @@ impl Tiny {
                 let text = String::from_utf8_lossy(content)
                     .replace("every_s = 0.5", "every_s = 0.05")
                     .replace("passes = 2", "passes = 1")
-                    .replace("healthy_for_s = 3", "healthy_for_s = 0");
+                    .replace("healthy_for_s = 3", "healthy_for_s = 0.05");
                 *content = text.into_bytes();
             }
         }
