@@ -25,8 +25,12 @@ fn addresses_and_branches_that_look_like_options_end_the_start_with_78() {
     let branch = "branch = \"main\"".to_owned();
     let cases = [
         (&url, "url = \"--upload-pack=touch /tmp/x\"", "git.url"),
-        (&url, "url = \"--upload-pack=x\"", "git.url \"--upload-pack=x\" is no https address"),
-        (&url, "url = \"-u\"", "git.url \"-u\" is no https address"),
+        (
+            &url,
+            "url = \"--upload-pack=x\"",
+            "git.url \"--upload-pack=x\" is neither an https nor an ssh address",
+        ),
+        (&url, "url = \"-u\"", "git.url \"-u\" is neither an https nor an ssh address"),
         (&url, "url = \"ext::sh -c date\"", "git.url"),
         (&url, "url = \"ssh://-oProxyCommand=date/x\"", "git.url"),
         (&url, "url = \"file:///srv/web.git\"", "git.url"),
