@@ -126,7 +126,7 @@ pub async fn bake(
     }
     let (tools, _lock) = bootstrap::workshop(config).await?;
     let store = tools.store.clone();
-    if bootstrap::survey(&tools).await?.is_running {
+    if bootstrap::survey(&tools, None).await?.is_running {
         return Err(BakeError::Serving { dir: store.dir().to_owned() });
     }
     let barrier = Barrier::open(store.dir()).map_err(failed("open", store.dir()))?;

@@ -7,14 +7,14 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
-use towline_protocol::recipe::{self, Recipe, RecipeError};
+use towline_protocol::recipe::{self, Find, Recipe, RecipeError};
 use tracing::{info, warn};
 
 use crate::config::{self, Config, Forbidden};
@@ -218,7 +218,7 @@ pub async fn start(config: Config, notify: Notify) -> Result<(Shell, Vec<Effect>
     // A reload that the last run asked for may still be under way.
     tools.is_unsettled.set(journal.swap.is_some());
     let tools = Rc::new(tools);
-    let found = survey(&tools).await?;
+    let found = survey(&tools, Some(&journal)).await?;
     info!(
         instance = %journal.instance,
         current = found.current.as_ref().map(tracing::field::display),
@@ -263,6 +263,7 @@ fn assemble(
         hooks: RefCell::new(Due::default()),
         notify: Notify::default(),
         saying: Saying::default(),
+        has_hooked: RefCell::default(),
         doubt: RefCell::default(),
         is_lost: Cell::new(false),
         default_recipe,
@@ -368,11 +369,13 @@ fn source(config: &Config, store: &Store, run: u64, seed: u64) -> Result<Source,
 
 /// Finds out what is on disk, and whether the live release runs; where none of ours is live, whether what
 /// was adopted does.
-pub(crate) async fn survey(tools: &Tools) -> Result<Found, StartError> {
+///
+/// - `journal`: what is known of this instance; `None` where an image is built.
+pub(crate) async fn survey(tools: &Tools, journal: Option<&Journal>) -> Result<Found, StartError> {
     let store = &tools.store;
     let releases = store.complete();
     if let Some(adopted) = tools.config.adopted.as_ref().filter(|_| store.is_bare()) {
-        let is_running = is_running(tools, &adopted.recipe, &Release::Adopted).await;
+        let is_running = is_running(tools, &adopted.recipe, &Release::Adopted, journal).await;
         let current = is_running.then_some(Release::Adopted);
         return Ok(Found { releases, current, is_running });
     }
@@ -383,14 +386,30 @@ pub(crate) async fn survey(tools: &Tools) -> Result<Found, StartError> {
     {
         let recipe = Recipe::parse(&marker.recipe)
             .map_err(|source| StartError::LiveRecipe { revision: revision.clone(), source })?;
-        is_running = self::is_running(tools, &recipe, &Release::Own(revision.clone())).await;
+        is_running =
+            self::is_running(tools, &recipe, &Release::Own(revision.clone()), journal).await;
     }
     Ok(Found { releases, current: current.map(Release::Own), is_running })
 }
 
-async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
-    // What has no manager serves for as long as `current` names it.
-    let Some(finder) = finder(tools, recipe) else { return true };
+async fn is_running(
+    tools: &Tools,
+    recipe: &Recipe,
+    release: &Release,
+    journal: Option<&Journal>,
+) -> bool {
+    // What has no manager serves for as long as `current` names it; on an instance that never proved it, it
+    // is what the image has.
+    let Some(finder) = finder(tools, recipe) else {
+        let is_known = |journal: &Journal| {
+            journal.swap.is_some() || release.own().is_some_and(|own| journal.proven.contains(own))
+        };
+        return journal.is_some_and(is_known);
+    };
+    // While an image is built there may be nobody to ask.
+    if matches!(finder, Find::Unit(_)) && journal.is_none() && !Path::new(SYSTEMD).is_dir() {
+        return false;
+    }
     match look(tools, &finder, release, &CancellationToken::new()).await {
         Ok(Some(_)) => true,
         // Whoever has lost the pid file of an app that serves must not start another one.
@@ -403,6 +422,9 @@ async fn is_running(tools: &Tools, recipe: &Recipe, release: &Release) -> bool {
         }
     }
 }
+
+/// Is there where systemd runs the host (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
 
 /// Who recipes run as: never root.
 pub(crate) fn account(config: &Config) -> Result<Option<Account>, StartError> {

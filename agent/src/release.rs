@@ -33,13 +33,15 @@ mod error;
 pub(crate) mod links;
 mod quota;
 pub(crate) mod reflink;
+mod remove;
 mod seize;
 pub mod state;
 
-pub use durable::{Barrier, measure, remove_tree, size_bytes};
+pub use durable::{Barrier, measure, size_bytes};
 pub use error::DiskError;
 pub(crate) use error::{failed, is_passing};
 pub use quota::{Needed, Quota};
+pub use remove::remove_tree;
 pub(crate) use seize::{make_shared, open_plain, seize};
 
 pub use towline_protocol::recipe::REVISION_FILE;

@@ -31,7 +31,7 @@ use crate::config::{Config, Keep};
 use crate::dependencies;
 use crate::error as errors;
 use crate::git::{Cache, Limits, Origin};
-use crate::journal::Journal;
+use crate::journal::{Journal, Release};
 use crate::machine::{Effect, Event, Machine, Outcome, Task, TaskId};
 use crate::manager;
 use crate::process::RunAs;
@@ -79,6 +79,8 @@ pub struct Tools {
     pub(crate) notify: Notify,
     /// The deploy that was activated, until the hook that follows its proof has run.
     pub(crate) hooks: RefCell<Due>,
+    /// The release whose hook before has run last, in this run of the agent.
+    pub(crate) has_hooked: RefCell<Option<Release>>,
     /// What the task that runs has to tell people.
     pub(crate) saying: Saying,
     /// Why what a pid file says is not believed. Told once.
@@ -203,8 +205,14 @@ impl Shell {
                 info!("the instance is shut down: nothing more is started");
                 self.source.hush();
                 self.cancel().await;
-                stop.cancelled().await;
-                return self.stopped(false).await;
+                // Nobody waits for what will not be settled any more.
+                self.tools.notify.ready();
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return self.stopped(false).await,
+                        () = at(self.feed) => self.feed(),
+                    }
+                }
             }
             if until == Until::Settled
                 && self.task.is_none()
@@ -422,10 +430,15 @@ impl Shell {
     }
 
     async fn cancel(&mut self) {
-        if let Some((_, stop, running)) = self.task.take() {
+        if let Some((_, stop, mut running)) = self.task.take() {
             stop.cancel();
             // Its processes are gone when it returns.
-            running.await;
+            loop {
+                tokio::select! {
+                    _ = &mut running => return,
+                    () = at(self.feed) => self.feed(),
+                }
+            }
         }
     }
 
@@ -480,10 +493,16 @@ impl Shell {
         }
     }
 
-    /// Off this thread, since it removes whole trees.
-    async fn prune(&self, keep: BTreeSet<Revision>) {
+    /// Off this thread, since it removes whole trees; meanwhile the watchdog is fed.
+    async fn prune(&mut self, keep: BTreeSet<Revision>) {
         let (store, limits) = (self.tools.store.clone(), self.tools.config.keep.clone());
-        let pruned = tokio::task::spawn_blocking(move || prune(&store, &limits, keep)).await;
+        let mut pruning = tokio::task::spawn_blocking(move || prune(&store, &limits, keep));
+        let pruned = loop {
+            tokio::select! {
+                pruned = &mut pruning => break pruned,
+                () = at(self.feed) => self.feed(),
+            }
+        };
         if let Err(error) = pruned {
             warn!(error = errors::chain(&error), "could not prune");
         }

@@ -12,6 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::unistd::{User, geteuid};
 use serde_json::Value;
@@ -216,7 +218,7 @@ impl Lane {
         assert!(start.status().expect("it can be run").success());
         let pid_file = self.dir().join("shared/run/app.pid");
         while fs::read(&pid_file).map_or(0, |text| text.len()) == 0 {
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -306,13 +308,24 @@ impl Lane {
             Ok(journal) if journal["swap"].is_null() => {}
             other => return fail(format!("the journal is {other:?}")),
         }
-        let workers = self.host.processes("bin/worker");
-        let homes: Vec<PathBuf> = workers
-            .iter()
-            .filter_map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).ok())
-            .collect();
-        if homes != [self.dir().join("releases").join(serves)] {
-            return fail(format!("the workers run in {homes:?}"));
+        let home = self.dir().join("releases").join(serves);
+        let homes = || -> Vec<PathBuf> {
+            let workers = self.host.processes("bin/worker");
+            workers
+                .iter()
+                .filter_map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).ok())
+                .collect()
+        };
+        // One look through `/proc` may miss a process while others come and go.
+        let is_home = (0..20).any(|_| {
+            let is_home = homes() == [home.clone()];
+            if !is_home {
+                thread::sleep(Duration::from_millis(50));
+            }
+            is_home
+        });
+        if !is_home {
+            return fail(format!("the workers run in {:?}", homes()));
         }
         Ok(())
     }

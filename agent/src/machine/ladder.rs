@@ -20,7 +20,7 @@ use std::time::Duration;
 use towline_protocol::ids::Revision;
 use towline_protocol::report::{Cause, Health};
 
-use super::{Aim, Effect, Machine, Retry, State};
+use super::{Aim, Effect, Machine, Retry, State, Step};
 use crate::journal::{Release, Swap};
 
 /// How often a rung's release is tried to be prepared while something proven here waits on disk.
@@ -104,7 +104,9 @@ impl Machine {
     #[must_use]
     pub fn is_booting(&self) -> bool {
         let is_climbing = self.ladder.as_ref().is_some_and(|ladder| !ladder.is_on_ground());
-        is_climbing || matches!(self.state, State::Unsure)
+        // One that was begun before goes on at the swap.
+        let is_resuming = matches!(self.state, State::Live { step: Step::Activate, .. });
+        is_climbing || is_resuming || matches!(self.state, State::Unsure)
     }
 
     /// Begins at the first rung, keeping the time that is left.

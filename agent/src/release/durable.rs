@@ -152,29 +152,6 @@ fn beside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Removes a tree, or a file, or nothing where there is nothing. Links are not followed, and a
-/// directory that its owner may not write is made writable first: sealed trees hold such.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let meta = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    if !meta.is_dir() {
-        return fs::remove_file(path);
-    }
-    match fs::remove_dir_all(path) {
-        // By path, and so never as root: it need not, and others may write here.
-        Err(error)
-            if error.kind() == io::ErrorKind::PermissionDenied
-                && !rustix::process::geteuid().is_root() =>
-        {
-            unseal(path)?;
-            fs::remove_dir_all(path)
-        }
-        other => other,
-    }
-}
-
 /// Returns how many bytes of disk a tree takes, as far as it can be read. Links are not followed.
 #[must_use]
 pub fn size_bytes(tree: &Path) -> u64 {
@@ -199,18 +176,4 @@ pub fn measure(tree: &Path) -> (u64, u64) {
         }
     }
     (bytes, entries)
-}
-
-fn unseal(tree: &Path) -> io::Result<()> {
-    let mut dirs = vec![tree.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                dirs.push(entry.path());
-            }
-        }
-    }
-    Ok(())
 }

@@ -253,6 +253,14 @@ impl<'a> Work<'a> {
         for other in &running.others {
             self.end(other).await?;
         }
+        // One that has no main process just now would be started again by systemd.
+        let units = self.managers.outgoing.iter().filter_map(|(find, _)| match find {
+            Find::Unit(unit) => Some(unit),
+            Find::PidFile(_) | Find::Status(_) => None,
+        });
+        for unit in units {
+            unit::stop(self.tools, unit, self.timeout(), self.stop).await?;
+        }
         let Some(manager) = &self.recipe.manager else {
             return Ok((How::Restart, "swapped: it has no manager"));
         };
@@ -459,7 +467,6 @@ impl<'a> Work<'a> {
 
     async fn launch(&self, command: &CommandLine) -> Result<Launched, String> {
         let run_as = &self.tools.run_as;
-        printed::bound(self.tools);
         let log = self.tools.store.app_log();
         let launched = process::launch(command, &self.home, run_as, &log).await;
         launched.map_err(|error| {

@@ -52,13 +52,19 @@ pub(super) async fn before(
     stop: &CancellationToken,
 ) -> Result<(), Outcome> {
     tools.hooks.replace(due.clone());
-    // Where `current` names it already, the hook has run.
-    let is_live = to.own().is_some() && tools.store.live().as_ref() == to.own();
-    if !due.is_deploy || is_live {
+    // A second activation of one deploy: a restart, where a reload did not show. That `current` names it
+    // says nothing by itself: an image has it so, and no hook has run there.
+    let has_run = tools.has_hooked.borrow().as_ref() == Some(to)
+        && to.own().is_some()
+        && tools.store.live().as_ref() == to.own();
+    if !due.is_deploy || has_run {
         return Ok(());
     }
     match run(tools, to, Hook::Before, &due, stop).await {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            tools.has_hooked.replace(Some(to.clone()));
+            Ok(())
+        }
         Err(detail) if stop.is_cancelled() => Err(Outcome::Untouched(detail)),
         Err(detail) => Err(Outcome::Refused(detail)),
     }

@@ -1,14 +1,11 @@
 //! What the app has printed: the log that we keep of it, bounded, and its end for whoever looks for a
 //! cause. What a unit prints is systemd's to keep, and is asked for there.
 
-use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 
 use towline_protocol::recipe::Recipe;
-use tracing::warn;
 
 use super::Tools;
-use crate::error;
 use crate::release;
 use crate::shown;
 use crate::systemd;
@@ -21,20 +18,6 @@ const LINES: usize = 8;
 
 /// How many lines of a unit's are kept to be reported.
 const UNIT_LINES: usize = 100;
-
-/// The app's log is emptied when it is larger than this: nobody else bounds it.
-const LOG_BYTES_MAX: u64 = 10 << 20;
-
-/// Empties the app's log where it has grown too large. The app appends to it, so it goes on at the
-/// beginning.
-pub(super) fn bound(tools: &Tools) {
-    let log = tools.store.app_log();
-    if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX)
-        && let Err(error) = release::open_plain(&log, true).and_then(|file| file.set_len(0))
-    {
-        warn!(error = error::chain(&error), path = %log.display(), "could not empty the app's log");
-    }
-}
 
 /// From here on the app's log tells of another activation.
 pub(super) fn mark(tools: &Tools) {

@@ -51,7 +51,6 @@ pub(super) async fn check(
     window: Window,
     stop: CancellationToken,
 ) -> Outcome {
-    printed::bound(&tools);
     let probing = match Probing::new(&tools, &release, window, &stop) {
         Ok(probing) => probing,
         Err(detail) => return Outcome::Failed(Cause::Unhealthy, detail),

@@ -10,7 +10,7 @@ use super::Tools;
 use super::activate::{hinted, look};
 use super::place;
 use crate::journal::Release;
-use crate::systemd::{self, Active, State, Verb};
+use crate::systemd::{self, Active, State, UnitError, Verb};
 
 /// The pause between two looks at a unit that starts: each runs `systemctl`.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -73,6 +73,44 @@ pub(super) async fn start(
             let why =
                 if has_failed { "" } else { ": it has no main process yet (manager.timeout_s)" };
             return Err(format!("the unit {unit} is {state}{why}; see `systemctl status {unit}`"));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Sees to it that a unit which is left is not started again: told to stop, unless it is at rest.
+///
+/// # Errors
+///
+/// It was refused, or took too long.
+pub(super) async fn stop(
+    tools: &Tools,
+    unit: &str,
+    timeout: Duration,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let begun = Instant::now();
+    let mut is_told = false;
+    loop {
+        let state = match systemd::show(unit, &tools.run_as, stop).await {
+            Ok(state) => state,
+            // What is not there is not started.
+            Err(UnitError::NotLoaded { .. }) => return Ok(()),
+            Err(error) => return Err(hinted(&error, error.hint())),
+        };
+        if matches!(state.active, Active::Inactive | Active::Failed) {
+            return Ok(());
+        }
+        if stop.is_cancelled() {
+            return Err("stopped".to_owned());
+        }
+        if begun.elapsed() >= timeout {
+            return Err(format!("the unit {unit}, which is left, is still {state}"));
+        }
+        if !is_told {
+            let told = systemd::tell(Verb::Stop, unit, &tools.run_as, stop).await;
+            told.map_err(|error| hinted(&error, error.hint()))?;
+            is_told = true;
         }
         sleep(PAUSE).await;
     }
