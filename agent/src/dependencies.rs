@@ -225,23 +225,50 @@ pub async fn key(
     stop: &CancellationToken,
 ) -> Result<Key, InstallError> {
     let runtime = runtime(install.runtime.as_ref(), scratch, run_as, stop).await?;
+    let (own, dir) = (install.clone(), tree.to_owned());
+    // Inputs may be large: the runtime's thread has other things to do.
+    let made = tokio::task::spawn_blocking(move || digest_of(&own, &dir, runtime)).await;
+    Ok(made.map_err(|error| failed("read", tree)(error.into()))??)
+}
+
+/// Hashes the inputs of an install; blocks.
+fn digest_of(install: &Install, tree: &Path, runtime: Option<String>) -> Result<Key, DiskError> {
     let mut inputs = BTreeMap::new();
     for input in &install.inputs {
         tree::contents(tree, input, &mut inputs)?;
     }
+    let mut read = Ok(());
     let digest = release::digest(|hash| {
         put_command(hash, &install.command, &install.outputs, runtime.as_deref());
-        for (path, (mode, content)) in &inputs {
-            put(hash, "input", path.as_bytes());
-            put(hash, "mode", &mode.to_be_bytes());
-            put(hash, "content", content);
-        }
+        read = put_inputs(hash, &inputs);
         // A tree that may be moved must not be taken for one that may not.
         if install.place == Place::ByKey {
             put(hash, "place", b"by-key");
         }
     });
-    Ok(Key { digest, runtime })
+    read.map(|()| Key { digest, runtime })
+}
+
+/// Puts the inputs, a file piece by piece.
+fn put_inputs(
+    hash: &mut Sha256,
+    inputs: &BTreeMap<String, (u32, PathBuf, tree::Content)>,
+) -> Result<(), DiskError> {
+    for (name, (mode, path, content)) in inputs {
+        put(hash, "input", name.as_bytes());
+        put(hash, "mode", &mode.to_be_bytes());
+        match content {
+            tree::Content::Link(target) => put(hash, "content", target),
+            tree::Content::File(length) => {
+                // As `put` does it.
+                hash.update(("content".len() as u64).to_be_bytes());
+                hash.update(b"content");
+                hash.update(length.to_be_bytes());
+                tree::feed(path, *length, |piece| hash.update(piece))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Computes the key of what is built of a tree.
@@ -468,4 +495,36 @@ pub fn bound_package_cache(store: &Store, max_mib: u64) -> Result<bool, DiskErro
 /// Tells apart what cannot be read from what is not there.
 fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_hashed_in_pieces_has_the_key_of_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        fs::write(dir.path().join("lock"), &bytes).unwrap();
+        std::os::unix::fs::symlink("lock", dir.path().join("link")).unwrap();
+        let mut inputs = BTreeMap::new();
+        tree::contents(dir.path(), &RelativePath::new(".").unwrap(), &mut inputs).unwrap();
+        assert_eq!(inputs.len(), 2, "a file and a link");
+        let read = release::digest(|hash| put_inputs(hash, &inputs).unwrap());
+        let whole = release::digest(|hash| {
+            for (name, (mode, _, _)) in &inputs {
+                let content = if name.ends_with("link") { &b"lock"[..] } else { &bytes };
+                put(hash, "input", name.as_bytes());
+                put(hash, "mode", &mode.to_be_bytes());
+                put(hash, "content", content);
+            }
+        });
+        assert_eq!(read, whole);
+        // One that changes meanwhile is told, and has no key.
+        fs::write(dir.path().join("lock"), "shorter").unwrap();
+        release::digest(|hash| {
+            let error = put_inputs(hash, &inputs).unwrap_err();
+            assert!(crate::error::chain(&error).contains("length changed"), "{error}");
+        });
+    }
 }

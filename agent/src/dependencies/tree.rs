@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{
+    FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
+};
 use std::path::{Component, Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -93,11 +95,48 @@ impl TreeFault {
     }
 }
 
-/// Collects the contents of an input, a file or a folder, for the key: path → mode, content.
+/// What the key reads of one input.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A link's target.
+    Link(Vec<u8>),
+    /// How long a file is; its bytes are read when they are hashed.
+    File(u64),
+}
+
+/// Feeds a file in pieces; it must have the length that was told before.
+pub(super) fn feed(
+    path: &Path,
+    length: u64,
+    mut update: impl FnMut(&[u8]),
+) -> Result<(), DiskError> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = fs::File::options().read(true).custom_flags(flags).open(path);
+    // One byte more would show that it has grown.
+    let mut file = file.map_err(failed("read", path))?.take(length.saturating_add(1));
+    let (mut piece, mut seen) = (vec![0; 64 << 10], 0);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => {
+                update(&piece[..count]);
+                seen += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed("read", path)(error)),
+        }
+    }
+    if seen != length {
+        return Err(failed("read", path)(io::Error::other("its length changed meanwhile")));
+    }
+    Ok(())
+}
+
+/// Collects what is in an input, a file or a folder, for the key: path → mode, place, content.
 pub(super) fn contents(
     root: &Path,
     input: &RelativePath,
-    found: &mut BTreeMap<String, (u32, Vec<u8>)>,
+    found: &mut BTreeMap<String, (u32, PathBuf, Content)>,
 ) -> Result<(), DiskError> {
     let mut paths = vec![root.join(input.as_str())];
     while let Some(path) = paths.pop() {
@@ -113,16 +152,14 @@ pub(super) fn contents(
             continue;
         }
         let content = if meta.is_symlink() {
-            fs::read_link(&path)
-                .map_err(failed("read", &path))?
-                .into_os_string()
-                .into_encoded_bytes()
+            let target = fs::read_link(&path).map_err(failed("read", &path))?;
+            Content::Link(target.into_os_string().into_encoded_bytes())
         } else {
-            fs::read(&path).map_err(failed("read", &path))?
+            Content::File(meta.len())
         };
         let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
         let kind = u32::from(meta.is_symlink()) << 1 | u32::from(meta.mode() & 0o100 != 0);
-        found.insert(name, (kind, content));
+        found.insert(name, (kind, path, content));
     }
     Ok(())
 }

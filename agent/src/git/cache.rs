@@ -20,6 +20,14 @@ use crate::release::remove_tree;
 /// The refs that keep releases' commits.
 pub(super) const RELEASES: &str = "refs/towline/releases/";
 
+/// The largest commit object that is read: libgit2 holds all of it in memory, twice, and a message packs
+/// to next to nothing. The longest that people write are some 100 KiB.
+pub(super) const COMMIT_BYTES_MAX: usize = 1 << 20;
+
+/// The largest tree object, one folder's list, that is read, likewise: some 300,000 entries with names of
+/// 200 bytes, and more than a folder of any app.
+pub(super) const TREE_BYTES_MAX: usize = 64 << 20;
+
 /// The cache repository.
 pub struct Cache {
     pub(super) repository: Repository,
@@ -61,7 +69,8 @@ impl Cache {
     }
 
     /// Is this commit here, with its whole tree? An interrupted fetch, or an emptied object, counts
-    /// as not.
+    /// as not. What is too large to be looked at does: fetching it again would not make it smaller, and the
+    /// walk refuses it.
     #[must_use]
     pub fn has(&self, revision: &Revision) -> bool {
         self.is_whole(revision).unwrap_or(false)
@@ -69,13 +78,20 @@ impl Cache {
 
     fn is_whole(&self, revision: &Revision) -> Result<bool, git2::Error> {
         let odb = self.repository.odb()?;
-        let commit = self.repository.find_commit(Oid::from_str(revision.as_str())?)?;
+        let id = Oid::from_str(revision.as_str())?;
+        if odb.read_header(id)?.0 > COMMIT_BYTES_MAX {
+            return Ok(true);
+        }
+        let commit = self.repository.find_commit(id)?;
         let mut trees = vec![commit.tree_id()];
         // Each object is looked at once: nested identical trees cost nothing.
         let mut seen = BTreeSet::new();
         while let Some(id) = trees.pop() {
             if !seen.insert(id) {
                 continue;
+            }
+            if odb.read_header(id)?.0 > TREE_BYTES_MAX {
+                return Ok(true);
             }
             for entry in self.repository.find_tree(id)?.iter() {
                 match entry.kind() {

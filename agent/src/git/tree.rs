@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
 use towline_protocol::recipe::RelativePath;
 
-use super::cache::{Cache, boxed, is_about_objects};
+use super::cache::{COMMIT_BYTES_MAX, Cache, TREE_BYTES_MAX, boxed, is_about_objects};
 use crate::release::REVISION_FILE;
 use crate::release::links::{self, LinkFault};
 
@@ -233,8 +233,31 @@ impl Cache {
 
     fn root(&self, revision: &Revision) -> Result<git2::Tree<'_>, TreeError> {
         let id = Oid::from_str(revision.as_str()).map_err(unread(revision))?;
+        self.check_size(id, "commit", COMMIT_BYTES_MAX, "commit with a shorter message")?;
         let commit = self.repository.find_commit(id).map_err(unread(revision))?;
-        commit.tree().map_err(unread(revision))
+        self.folder(commit.tree_id())
+    }
+
+    fn folder(&self, id: Oid) -> Result<git2::Tree<'_>, TreeError> {
+        self.check_size(id, "folder", TREE_BYTES_MAX, "spread its files over more folders")?;
+        self.repository.find_tree(id).map_err(unread(id))
+    }
+
+    /// Refuses an object that is too large to be read whole; its header tells.
+    fn check_size(
+        &self,
+        id: Oid,
+        what: &str,
+        bytes_max: usize,
+        instead: &'static str,
+    ) -> Result<(), TreeError> {
+        let odb = self.repository.odb().map_err(unread(id))?;
+        let (size, _) = odb.read_header(id).map_err(unread(id))?;
+        if size > bytes_max {
+            let reason = format!("is a {what} object of {size} bytes, more than {bytes_max}");
+            return Err(refused(id.to_string().as_bytes(), reason, instead));
+        }
+        Ok(())
     }
 
     /// Walks the folder `root` of a commit under `limits`; nothing is written.
@@ -258,7 +281,7 @@ impl Cache {
             if entry.kind() != Some(ObjectType::Tree) {
                 return Err(missing("is no folder"));
             }
-            tree = self.repository.find_tree(entry.id()).map_err(unread(root))?;
+            tree = self.folder(entry.id())?;
         }
         let odb = self.repository.odb().map_err(unread(revision))?;
         let subtree = tree.id();
@@ -266,7 +289,7 @@ impl Cache {
         let mut walk = Walk { odb, limits, plan };
         let mut trees = vec![(Vec::new(), 0, subtree)];
         while let Some((path, depth, id)) = trees.pop() {
-            let tree = self.repository.find_tree(id).map_err(unread(id))?;
+            let tree = self.folder(id)?;
             let mut names = BTreeSet::new();
             for entry in tree.iter() {
                 let mut own: Vec<u8> = path.clone();
@@ -468,6 +491,28 @@ fn is_dot_git(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_commit_that_is_too_large_to_be_read_is_here_and_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("git")).unwrap();
+        let repository = &cache.repository;
+        let tree = repository.treebuilder(None).unwrap().write().unwrap();
+        let tree = repository.find_tree(tree).unwrap();
+        let who = git2::Signature::new("a", "a@b", &git2::Time::new(0, 0)).unwrap();
+        for (length, is_refused) in [(1_000, false), (2 << 20, true)] {
+            let message = "m".repeat(length);
+            let id = repository.commit(None, &who, &who, &message, &tree, &[]).unwrap();
+            let revision: Revision = id.to_string().parse().unwrap();
+            assert!(cache.has(&revision), "{length}: else it is fetched again and again");
+            let found = cache.file(&revision, "x", 10);
+            assert_eq!(found.is_err(), is_refused, "{length}");
+            if let Err(error) = found {
+                assert!(error.is_refusal() && error.hint().is_some());
+                assert!(error.to_string().contains("object of 2097"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn git_is_known_in_every_spelling() {

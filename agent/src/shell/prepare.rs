@@ -438,7 +438,12 @@ impl Work<'_> {
             return Ok((outputs, "reused"));
         }
         outputs.check_free(staged)?;
-        let barrier = dependencies::lay_out_install(&outputs, install, staged, &scratch, run_as)?;
+        let (own, table, run_as) = (outputs.clone(), install.clone(), run_as.clone());
+        let (tree, place) = (staged.to_owned(), scratch.clone());
+        let laid_out = spawn_blocking(move || {
+            dependencies::lay_out_install(&own, &table, &tree, &place, &run_as)
+        });
+        let barrier = laid_out.await??;
         self.run(&outputs, scratch, barrier).await?;
         Ok((outputs, "installed"))
     }
