@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{
-    FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
-};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -14,7 +12,7 @@ use towline_protocol::recipe::RelativePath;
 
 use super::absent;
 use crate::process::{Account, has_writer};
-use crate::release::{DiskError, failed, links, reflink, seize};
+use crate::release::{DiskError, failed, links, open_plain, reflink, seize};
 
 /// Directories deeper than this are no dependency tree.
 const DEPTH_MAX: usize = 128;
@@ -110,8 +108,7 @@ pub(super) fn feed(
     length: u64,
     mut update: impl FnMut(&[u8]),
 ) -> Result<(), DiskError> {
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let file = fs::File::options().read(true).custom_flags(flags).open(path);
+    let file = open_plain(path, false);
     // One byte more would show that it has grown.
     let mut file = file.map_err(failed("read", path))?.take(length.saturating_add(1));
     let (mut piece, mut seen) = (vec![0; 64 << 10], 0);
