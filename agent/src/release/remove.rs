@@ -55,7 +55,11 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     let top = take(above.as_fd(), name.as_bytes())?;
     let mut lifted = Lifted { top: top.as_fd(), count: 0 };
     for _ in 0..PASSES_MAX {
-        let is_empty = lifted.pass()?;
+        let is_empty = match lifted.pass() {
+            // Where nothing can be lifted the tree is no deeper for it, and is ours by now.
+            Err(error) if cannot_lift(&error) => return fs::remove_dir_all(path),
+            other => other?,
+        };
         if !is_empty {
             continue;
         }
@@ -65,6 +69,13 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         }
     }
     Err(io::ErrorKind::DirectoryNotEmpty.into())
+}
+
+/// Is it about the place that something is moved to? Directories of a lower layer of an overlay are not
+/// moved, and on a full disk none is where the list of names would have to grow.
+fn cannot_lift(error: &io::Error) -> bool {
+    let raw = error.raw_os_error().map(Errno::from_raw_os_error);
+    raw.is_some_and(|raw| [Errno::XDEV, Errno::NOSPC, Errno::DQUOT, Errno::MLINK].contains(&raw))
 }
 
 /// Opens a directory, and makes it the agent's own where it is root.
