@@ -10,7 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use towline_protocol::ids::Revision;
@@ -29,6 +28,7 @@ use crate::shell::{Due, Saying, Shell, Tools, answers, finder, look};
 use crate::source::Source;
 use crate::source::coordinator::{self, Coordinator, CoordinatorError, Own};
 use crate::source::file::FileSource;
+use crate::status::seconds_now;
 use crate::systemd::Notify;
 
 /// Why an agent could not start.
@@ -335,11 +335,6 @@ pub async fn goodbye(config: &Config) -> Result<(), String> {
     };
     let said = coordinator::goodbye(coordinator, own).await;
     noted.map_err(|error| error::chain(&error)).and(said)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a start reads the clock once, to number the run")]
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Spreads what a fleet does at a time: by the instance's name.

@@ -33,6 +33,17 @@ pub const SIZE_BYTES_MAX: u64 = 64 * 1024;
 /// The longest name of a unit that systemd takes (`UNIT_NAME_MAX`, systemd.unit(5)).
 pub const UNIT_CHARS_MAX: usize = 255;
 
+/// Is this the name of a service as systemd takes it, and none that a program would take for an option?
+#[must_use]
+pub fn is_service_name(text: &str) -> bool {
+    let is_named = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+    let stem = text.strip_suffix(".service").unwrap_or_default();
+    !stem.is_empty()
+        && !text.starts_with(['-', '.'])
+        && text.len() <= UNIT_CHARS_MAX
+        && text.chars().all(is_named)
+}
+
 /// How a revision is installed, reloaded and probed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {

@@ -4,7 +4,7 @@
 //! that is not listed cannot be reloaded or restarted by a deploy, whatever a recipe says.
 
 use serde::Deserialize;
-use towline_protocol::recipe::{Recipe, Reload, ReloadSignal};
+use towline_protocol::recipe::{self, Recipe, Reload, ReloadSignal};
 
 /// All signals that a recipe can name.
 const SIGNALS: &[ReloadSignal] = &[ReloadSignal::Hup, ReloadSignal::Usr1, ReloadSignal::Usr2];
@@ -97,7 +97,7 @@ impl AllowTable {
     ///
     /// The first problem: its field, what it accepts, and what it is.
     pub(super) fn check(self) -> Result<Allow, (&'static str, &'static str, String)> {
-        if let Some(name) = self.units.iter().find(|name| !is_unit(name)) {
+        if let Some(name) = self.units.iter().find(|name| !recipe::is_service_name(name)) {
             let accepted = "must name units such as web.service";
             return Err(("allow.units", accepted, name.clone()));
         }
@@ -114,15 +114,6 @@ impl AllowTable {
         };
         Ok(Allow { units: self.units, signals })
     }
-}
-
-/// Is this the full name of a service, as systemd has them?
-fn is_unit(name: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
-    name.len() <= 255
-        && !name.starts_with(['-', '.'])
-        && name.bytes().all(is_plain)
-        && name.strip_suffix(".service").is_some_and(|stem| !stem.is_empty())
 }
 
 #[cfg(test)]

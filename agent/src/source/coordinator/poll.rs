@@ -14,7 +14,7 @@
 use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -28,6 +28,7 @@ use super::turns::Turns;
 use crate::error;
 use crate::release::state::Contact;
 use crate::source::Said;
+use crate::status::seconds_now;
 
 /// On top of `wait_s`: how late an answer may be.
 const LATE: Duration = Duration::from_secs(10);
@@ -190,9 +191,4 @@ impl Poller {
             trace!(error = error::chain(&error), "could not write the contact");
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a status tells its age")]
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

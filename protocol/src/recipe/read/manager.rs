@@ -5,7 +5,7 @@ use toml::de::DeValue;
 
 use super::value::{Reader, Table};
 use crate::recipe::{
-    CommandLine, Find, Manager, RelativePath, Reload, ReloadSignal, RestartWhen, UNIT_CHARS_MAX,
+    CommandLine, Find, Manager, RelativePath, Reload, ReloadSignal, RestartWhen, is_service_name,
 };
 
 const MANAGER_TIMEOUT_S: f64 = 90.0;
@@ -67,15 +67,9 @@ impl Reader<'_> {
         Some(Find::PidFile(path.as_str().to_owned()))
     }
 
-    /// The name of a service as systemd takes it; never one that a program would take for an option.
     fn unit(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Find> {
         let text = self.string(value, "manager.unit")?;
-        let is_named = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
-        let stem = text.strip_suffix(".service").unwrap_or_default();
-        let is_valid = !stem.is_empty()
-            && !text.starts_with('-')
-            && text.len() <= UNIT_CHARS_MAX
-            && text.chars().all(is_named);
+        let is_valid = is_service_name(&text);
         if !is_valid {
             let line = self.line(value.span().start);
             let message = format!("{text:?} is no service, such as \"web.service\"");

@@ -2,12 +2,12 @@
 
 use towline_protocol::api::{InstanceView, Status};
 use towline_protocol::ids::Revision;
-use towline_protocol::report::Health;
+use towline_protocol::report::{Health, Phase};
 
 use crate::render::table::{Column, Table};
 use crate::render::text::{line, wrap};
 use crate::render::time::span;
-use crate::render::{Line, Tone, WIDTH, rollout};
+use crate::render::{Line, Tone, WIDTH};
 
 /// Lists instances.
 pub(crate) fn list(views: &[InstanceView], width: usize) -> Vec<Line> {
@@ -60,7 +60,7 @@ fn serves(view: &InstanceView) -> String {
 fn note(view: &InstanceView) -> String {
     let failure = view.failure.as_ref().map(|failure| failure.detail.as_str());
     let said = view.objection.as_deref().or(view.degraded.as_deref()).or(failure);
-    let phase = view.phase.map(rollout::phase).filter(|phase| *phase != "idle");
+    let phase = view.phase.map(Phase::as_str).filter(|phase| *phase != "idle");
     let is_unwell = view.status == Status::Degraded && view.health != Health::Healthy;
     let parts = [
         is_unwell.then(|| view.health.as_str()),

@@ -4,6 +4,7 @@ use towline_protocol::api::{GroupView, LogView, PermitView, Role, TokenView, Why
 use towline_protocol::fleet::Quarantined;
 use towline_protocol::ids::{Group, Revision};
 use towline_protocol::policy::Policy;
+use towline_protocol::report::Phase;
 use towline_protocol::time::Timestamp;
 
 use crate::render::table::{Column, Table};
@@ -102,7 +103,7 @@ pub(crate) fn permits(views: &[PermitView]) -> Vec<Line> {
                 view.id.to_string(),
                 view.order.generation.to_string(),
                 span(view.age_s),
-                view.phase.map_or("-", rollout::phase).to_owned(),
+                view.phase.map_or("-", Phase::as_str).to_owned(),
                 if view.silent { "silent" } else { "heard of" }.to_owned(),
             ],
         );

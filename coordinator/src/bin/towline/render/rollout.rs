@@ -195,7 +195,7 @@ fn members(view: &RolloutView, now: Timestamp, width: usize) -> Vec<Line> {
                 member.instance.to_string(),
                 batch_name(view, member).to_owned(),
                 standing(member.standing).to_owned(),
-                member.phase.map(phase).unwrap_or("-").to_owned(),
+                member.phase.map(Phase::as_str).unwrap_or("-").to_owned(),
                 ago(member.at, now),
                 member.note.clone().unwrap_or_default(),
             ],
@@ -230,21 +230,6 @@ fn standing(standing: Standing) -> &'static str {
         Standing::Failed => "failed",
         Standing::Silent => "silent",
         Standing::Gone => "gone",
-    }
-}
-
-/// Returns the word for a phase.
-pub(crate) fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Starting => "starting",
-        Phase::Idle => "idle",
-        Phase::Preparing => "preparing",
-        Phase::Waiting => "waiting",
-        Phase::Asking => "asking",
-        Phase::Activating => "activating",
-        Phase::Proving => "proving",
-        Phase::Probing => "probing",
-        Phase::Restoring => "restoring",
     }
 }
 
